@@ -571,6 +571,24 @@ async def run_to_completion(work: Coroutine[Any, Any, T]) -> T:
         raise
 
 
+def run_at_once(work: Coroutine[Any, Any, T]) -> T:
+    """Runs a coroutine that waits for nothing, in the caller's thread, task and context.
+
+    So a function for threads is the asynchronous one, which takes the blocking way where the
+    two differ: ``run_at_once(exchange(…, blocking=True))``.
+
+    Raises:
+        RuntimeError: It waits; what it has open is closed first.
+    """
+    try:
+        work.send(None)
+    except StopIteration as ended:
+        result: T = ended.value
+        return result
+    work.close()
+    raise RuntimeError("A coroutine that is to end at once waits for something.")
+
+
 async def first_ended(*ways: Coroutine[Any, Any, None]) -> None:
     """Runs all of them until one ends, or fails; the others are cancelled."""
     tasks = [asyncio.ensure_future(way) for way in ways]

@@ -9,7 +9,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from apex_creds.concurrency import run_to_completion
+from apex_creds.concurrency import run_at_once, run_to_completion
 from apex_creds.storage import FileStorage
 
 pytestmark = pytest.mark.anyio
@@ -63,3 +63,31 @@ async def test_a_cancelled_read_closes_its_file(tmp_path: Path) -> None:
         await asyncio.gather(task, return_exceptions=True)
     gc.collect()
     await storage.close()
+
+
+async def test_a_coroutine_that_waits_for_nothing_ends_where_it_was_called() -> None:
+    async def work(failure: BaseException | None = None) -> object:
+        if failure is not None:
+            raise failure
+        return asyncio.current_task()
+
+    assert run_at_once(work()) is asyncio.current_task()
+    for failure in (ValueError("mine"), asyncio.CancelledError(), KeyboardInterrupt()):
+        with pytest.raises(type(failure)) as caught:
+            run_at_once(work(failure))
+        assert caught.value is failure
+
+
+async def test_one_that_waits_is_closed_and_said() -> None:
+    done: list[str] = []
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(0)
+            done.append("went on")
+        finally:
+            done.append("closed")
+
+    with pytest.raises(RuntimeError, match="waits for something"):
+        run_at_once(work())
+    assert done == ["closed"]

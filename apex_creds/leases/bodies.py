@@ -17,6 +17,7 @@ import threading
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
 from typing import Any, Final, Generic, TypeVar
 
+import httpcore
 import httpx
 import msgspec
 
@@ -45,6 +46,14 @@ _KINDS: Final = {
 }
 _BEFORE: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 """They come before anything was sent, so that their words are safe."""
+_HTTPCORE: Final = (
+    httpcore.NetworkError,
+    httpcore.ProtocolError,
+    httpcore.ProxyError,
+    httpcore.TimeoutException,
+    httpcore.UnsupportedProtocol,
+)
+"""Errors that have a namesake in httpx."""
 _MEANWHILE: Final = "while a request with a credential was sent"
 _CLOSED: Final = SendFailure(
     "closed", "StreamClosed", "The answer was closed, or the lease it came under has ended."
@@ -53,6 +62,8 @@ _CLOSED: Final = SendFailure(
 
 def failed(error: BaseException, say: Say) -> BaseException:
     """The error to raise: without the frames that held the secret, its cause or context."""
+    if isinstance(error, _HTTPCORE):
+        error = getattr(httpx, type(error).__name__)(str(error))
     # The frames of the pool hold the headers as they were sent.
     error.__traceback__ = error.__cause__ = error.__context__ = None
     if not isinstance(error, httpx.HTTPError):
@@ -134,15 +145,11 @@ class AsyncBody(_Body[httpx.AsyncByteStream], httpx.AsyncByteStream):
         opened = self._opened_here()
         search = opened.search
         try:
-            if search is None:
-                async for chunk in opened.stream:
-                    yield chunk
-            else:
-                async for chunk in opened.stream:
-                    for clean in search.feed(chunk):
-                        yield clean
-                if rest := search.finish():
-                    yield rest
+            async for chunk in opened.stream:
+                for clean in (chunk,) if search is None else search.feed(chunk):
+                    yield clean
+            if search is not None and (rest := search.finish()):
+                yield rest
         except GeneratorExit:
             raise
         except BaseException as error:
@@ -188,13 +195,10 @@ class SyncBody(_Body[httpx.SyncByteStream], httpx.SyncByteStream):
             raise self._say(_CLOSED)
         search = opened.search
         try:
-            if search is None:
-                yield from opened.stream
-            else:
-                for chunk in opened.stream:
-                    yield from search.feed(chunk)
-                if rest := search.finish():
-                    yield rest
+            for chunk in opened.stream:
+                yield from (chunk,) if search is None else search.feed(chunk)
+            if search is not None and (rest := search.finish()):
+                yield rest
         except GeneratorExit:
             raise
         except BaseException as error:
@@ -320,31 +324,12 @@ class Whole(httpx.ByteStream):
 NOTHING: Final = Whole(b"")
 
 
-def async_upload(body: object) -> AsyncUpload | Whole:
-    """How the body of an asynchronous request is sent.
+def upload(body: object, *, blocking: bool = False) -> AsyncUpload | Upload | Whole:
+    """How the body of a request is sent; in a thread by one that is ``blocking``.
 
     Raises:
         InvalidInputError: It is none.
     """
-    whole = _whole(body)
-    if whole is not None:
-        return whole
-    if not isinstance(body, AsyncIterable):
-        raise InvalidInputError("The request's body can't be read asynchronously.")
-    return AsyncUpload(body)
-
-
-def upload(body: object) -> Upload | Whole:
-    """As ``async_upload``, for threads."""
-    whole = _whole(body)
-    if whole is not None:
-        return whole
-    if isinstance(body, str) or not isinstance(body, Iterable):
-        raise InvalidInputError("The request's body can only be read asynchronously.")
-    return Upload(body)
-
-
-def _whole(body: object) -> Whole | None:
     if body is None:
         return NOTHING
     if type(body) is httpx.ByteStream:
@@ -352,4 +337,9 @@ def _whole(body: object) -> Whole | None:
         return Whole(chunks[0] if len(chunks) == 1 else b"".join(chunks))
     if isinstance(body, bytes | bytearray | memoryview):
         return Whole(plain_bytes(body, what="body"))
-    return None
+    if blocking and isinstance(body, Iterable) and not isinstance(body, str):
+        return Upload(body)
+    if not blocking and isinstance(body, AsyncIterable):
+        return AsyncUpload(body)
+    how = "can only" if blocking else "can't"
+    raise InvalidInputError(f"The request's body {how} be read asynchronously.")

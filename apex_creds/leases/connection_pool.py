@@ -5,8 +5,7 @@ one leaves behind in it can't become part of another's request. A pool is used o
 that it was made on, and closed there: after it was idle, with the broker, or when its loop
 ends. One of a loop that is closed already is dropped. A transport that was given is used
 for all, and never closed here. Once a response, or an error, has come back, nothing that it
-leads to has the request's headers or URL: they are taken out of the pool's request. Errors are
-httpx's.
+leads to has the request's headers or URL: they are taken out of the pool's request.
 
 Requests wait for a connection here, in a fair queue, and not in the pool of httpcore, which
 searches everything that waits whenever a connection becomes free: with thousands of
@@ -24,10 +23,8 @@ import time
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
-    AsyncIterator,
     Callable,
     Iterable,
-    Iterator,
     Mapping,
 )
 from contextvars import ContextVar
@@ -38,6 +35,7 @@ import httpcore
 import httpx
 
 from apex_creds.concurrency import running_loop
+from apex_creds.leases.request_signing import Outgoing
 from apex_creds.model import Origin
 
 _AT_ONCE: Final = 32
@@ -50,13 +48,6 @@ _TIMED_OUT: Final = "No connection became free in time: too many requests at onc
 _KEPT_ALIVE: Final = 20
 _EXPIRY: Final = 5.0
 _NOWHERE: Final = httpcore.URL(scheme=b"http", host=b"", port=None, target=b"/")
-_ERRORS: Final = (
-    httpcore.NetworkError,
-    httpcore.ProtocolError,
-    httpcore.ProxyError,
-    httpcore.TimeoutException,
-    httpcore.UnsupportedProtocol,
-)
 
 P = TypeVar("P", bound="_Pool")
 
@@ -83,13 +74,13 @@ class Answer(NamedTuple):
     """What came back.
 
     Attributes:
-        stream: The body.
+        stream: The body, which closes as streams of httpx do.
         given: The headers as httpx has them already; None: it has not.
     """
 
     status: int
     headers: list[tuple[bytes, bytes]]
-    stream: httpx.AsyncByteStream | httpx.SyncByteStream
+    stream: AsyncIterable[bytes] | Iterable[bytes]
     extensions: Mapping[str, Any]
     given: httpx.Headers | None = None
 
@@ -142,7 +133,9 @@ class _Pool:
 class AsyncPool(_Pool):
     """The connections of one plugin with one credential, on one event loop."""
 
-    def __init__(self, transport: httpx.AsyncBaseTransport, *, queues: bool) -> None:
+    def __init__(
+        self, transport: httpx.AsyncBaseTransport | Connections, *, queues: bool
+    ) -> None:
         super().__init__()
         self.transport = transport
         self._queues = queues
@@ -181,7 +174,7 @@ class AsyncPool(_Pool):
 class Pool(_Pool):
     """As ``AsyncPool``, for threads."""
 
-    def __init__(self, transport: httpx.BaseTransport, *, queues: bool) -> None:
+    def __init__(self, transport: httpx.BaseTransport | Connections, *, queues: bool) -> None:
         super().__init__()
         self.transport = transport
         self._queues = queues
@@ -335,7 +328,7 @@ class ConnectionPools:
             key = key._replace(network=network)
         pool = mine.find(key)
         if pool is None:
-            pool = AsyncPool(AsyncConnections(self._ssl(), network), queues=True)
+            pool = AsyncPool(Connections(self._ssl(), network), queues=True)
             mine.add(key, pool)
         return pool
 
@@ -348,7 +341,8 @@ class ConnectionPools:
         with self._lock:
             pool = self._threads.find(key)
             if pool is None:
-                pool = self._threads.by_key[key] = Pool(Connections(context), queues=True)
+                made = Pool(Connections(context, blocking=True), queues=True)
+                pool = self._threads.by_key[key] = made
             pool.enter()
             idle: list[Pool] = []
             if now - self._swept >= _IDLE or len(self._threads.by_key) > _MOST:
@@ -382,169 +376,66 @@ class ConnectionPools:
         return self._context
 
 
-class AsyncConnections(httpx.AsyncBaseTransport):
-    """A pool of connections; of one event loop.
+class Connections:
+    """A pool of connections: of one event loop, or of the threads.
 
     Args:
         context: Shared by all pools: to load certificates takes milliseconds.
-        network: What dials; None: httpcore does.
+        network: What dials in a loop; None: httpcore does.
+        blocking: Of the threads.
     """
 
     def __init__(
-        self, context: ssl.SSLContext, network: httpcore.AsyncNetworkBackend | None = None
+        self,
+        context: ssl.SSLContext,
+        network: httpcore.AsyncNetworkBackend | None = None,
+        *,
+        blocking: bool = False,
     ) -> None:
-        self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=context,
-            network_backend=network,
-            max_connections=None,
-            max_keepalive_connections=_KEPT_ALIVE,
-            keepalive_expiry=_EXPIRY,
+        options: dict[str, Any] = {
+            "ssl_context": context,
+            "max_connections": None,
+            "max_keepalive_connections": _KEPT_ALIVE,
+            "keepalive_expiry": _EXPIRY,
+        }
+        self._pool: httpcore.AsyncConnectionPool | httpcore.ConnectionPool = (
+            httpcore.ConnectionPool(**options)
+            if blocking
+            else httpcore.AsyncConnectionPool(network_backend=network, **options)
         )
 
-    async def send(
-        self,
-        method: str,
-        url: httpx.URL,
-        headers: list[tuple[bytes, bytes]],
-        body: object,
-        extensions: dict[str, Any],
-    ) -> Answer:
-        """Sends a request, whose headers go along as they are.
+    async def send(self, outgoing: Outgoing) -> Answer:
+        """Sends a request, whose headers go along as they are; in a thread without waiting.
 
         Raises:
-            httpx.TransportError: It failed.
+            Exception: It failed, with an error of httpcore; reading the answer may, too.
         """
-        sent = _request(method, url, headers, body, extensions)
-        try:
-            answer = await self._pool.handle_async_request(sent)
-        except _ERRORS as error:
-            raise _as_httpx(error) from None
-        finally:
-            _forget(sent)
-        return Answer(answer.status, answer.headers, _AsyncStream(answer), answer.extensions)
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """See ``httpx.AsyncBaseTransport``."""
-        return _response(
-            await self.send(
-                request.method,
-                request.url,
-                request.headers.raw,
-                request.stream,
-                request.extensions,
-            )
+        url, pool = outgoing.url, self._pool
+        sent = httpcore.Request(
+            outgoing.method,
+            httpcore.URL(
+                scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path
+            ),
+            headers=outgoing.headers,
+            content=outgoing.body,
+            extensions={"timeout": outgoing.timeout},
         )
+        try:
+            if isinstance(pool, httpcore.ConnectionPool):
+                answer = pool.handle_request(sent)
+            else:
+                answer = await pool.handle_async_request(sent)
+        finally:
+            # The pool, and the stream of a response, refer to it for as long as they are open.
+            sent.headers, sent.url = [], _NOWHERE
+        return Answer(answer.status, answer.headers, answer.stream, answer.extensions)
 
     async def aclose(self) -> None:
-        """Closes the connections, those in use as well."""
+        """Closes the connections of a loop, those in use as well."""
+        assert isinstance(self._pool, httpcore.AsyncConnectionPool)
         await self._pool.aclose()
 
-
-class Connections(httpx.BaseTransport):
-    """As ``AsyncConnections``, for threads."""
-
-    def __init__(self, context: ssl.SSLContext) -> None:
-        self._pool = httpcore.ConnectionPool(
-            ssl_context=context,
-            max_connections=None,
-            max_keepalive_connections=_KEPT_ALIVE,
-            keepalive_expiry=_EXPIRY,
-        )
-
-    def send(
-        self,
-        method: str,
-        url: httpx.URL,
-        headers: list[tuple[bytes, bytes]],
-        body: object,
-        extensions: dict[str, Any],
-    ) -> Answer:
-        """As ``AsyncConnections.send``."""
-        sent = _request(method, url, headers, body, extensions)
-        try:
-            answer = self._pool.handle_request(sent)
-        except _ERRORS as error:
-            raise _as_httpx(error) from None
-        finally:
-            _forget(sent)
-        return Answer(answer.status, answer.headers, _Stream(answer), answer.extensions)
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """See ``httpx.BaseTransport``."""
-        return _response(
-            self.send(
-                request.method,
-                request.url,
-                request.headers.raw,
-                request.stream,
-                request.extensions,
-            )
-        )
-
     def close(self) -> None:
-        """Closes the connections, those in use as well."""
+        """As ``aclose``, of the threads."""
+        assert isinstance(self._pool, httpcore.ConnectionPool)
         self._pool.close()
-
-
-class _AsyncStream(httpx.AsyncByteStream):
-    def __init__(self, answer: httpcore.Response) -> None:
-        self._answer = answer
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        try:
-            # Not ``aiter_stream``: an SDK drains what it has begun to read in another loop.
-            assert isinstance(self._answer.stream, AsyncIterable)
-            async for chunk in self._answer.stream:
-                yield chunk
-        except _ERRORS as error:
-            raise _as_httpx(error) from None
-
-    async def aclose(self) -> None:
-        await self._answer.aclose()
-
-
-class _Stream(httpx.SyncByteStream):
-    def __init__(self, answer: httpcore.Response) -> None:
-        self._answer = answer
-
-    def __iter__(self) -> Iterator[bytes]:
-        try:
-            assert isinstance(self._answer.stream, Iterable)
-            yield from self._answer.stream
-        except _ERRORS as error:
-            raise _as_httpx(error) from None
-
-    def close(self) -> None:
-        self._answer.close()
-
-
-def _request(
-    method: str,
-    url: httpx.URL,
-    headers: list[tuple[bytes, bytes]],
-    body: object,
-    extensions: dict[str, Any],
-) -> httpcore.Request:
-    assert isinstance(body, httpx.AsyncByteStream | httpx.SyncByteStream)
-    target = httpcore.URL(
-        scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path
-    )
-    return httpcore.Request(
-        method, target, headers=headers, content=body, extensions=extensions
-    )
-
-
-def _forget(sent: httpcore.Request) -> None:
-    # The pool, and the stream of a response, refer to it for as long as they are open.
-    sent.headers, sent.url = [], _NOWHERE
-
-
-def _response(answer: Answer) -> httpx.Response:
-    status, headers, stream, extensions, _ = answer
-    return httpx.Response(status, headers=headers, stream=stream, extensions=dict(extensions))
-
-
-def _as_httpx(error: Exception) -> httpx.TransportError:
-    """Its namesake in httpx."""
-    kind: type[httpx.TransportError] = getattr(httpx, type(error).__name__)
-    return kind(str(error))

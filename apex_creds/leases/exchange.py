@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx
 
+from apex_creds.concurrency import run_at_once
 from apex_creds.documents.records import Record
 from apex_creds.errors import ApexCredsError, InvalidInputError, RequestNotAllowedError
 from apex_creds.leases.answer_search import AnswerSearch
@@ -30,14 +31,12 @@ from apex_creds.leases.bodies import (
     SyncBody,
     Upload,
     Whole,
-    async_upload,
     failed,
     upload,
 )
 from apex_creds.leases.broker import LeaseBroker, find_open
 from apex_creds.leases.connection_pool import (
     Answer,
-    AsyncConnections,
     AsyncPool,
     Connections,
     Key,
@@ -50,8 +49,15 @@ from apex_creds.leases.request_signing import Outgoing, check_no_source, inject,
 from apex_creds.model import Origin
 
 
-async def exchange(lease_ids: Sequence[str], request: Request) -> Answered:
+async def exchange(
+    lease_ids: Sequence[str], request: Request, *, blocking: bool = False
+) -> Answered:
     """Sends ``request`` with the secrets of these leases, of one invocation.
+
+    Args:
+        lease_ids: Of the leases.
+        request: As the adapter has it.
+        blocking: Without waiting for anything in an event loop: see ``exchange_blocking``.
 
     Raises:
         ApexCredsError: It may not be sent.
@@ -61,16 +67,24 @@ async def exchange(lease_ids: Sequence[str], request: Request) -> Answered:
     leases, broker, taken, asked, key, waits = checked(lease_ids, request)
     if broker.search is not None:
         broker.search.ask(leases, taken.headers)
-    pool = await broker.connections.here(key)
+    patience = taken.timeout["pool"]
+    pool: AsyncPool | Pool
     try:
-        permit = await pool.permit(waits, patience=taken.timeout["pool"])
+        if blocking:
+            pool = broker.connections.entered(key)
+            permit = pool.permit(waits, patience=patience)
+        else:
+            pool = await broker.connections.here(key)
+            permit = await pool.permit(waits, patience=patience)
     except httpx.PoolTimeout as error:
         raise failed(error, request.say) from None
-    answer: AsyncBody | None = None
+    answer: AsyncBody | SyncBody | None = None
     try:
-        body = NOTHING if taken.stream is None else async_upload(taken.stream)
+        body = NOTHING if taken.stream is None else upload(taken.stream, blocking=blocking)
         try:
-            outgoing, records = await redeemed(broker, leases, asked, taken, body)
+            outgoing, records = await _redeemed(
+                broker, leases, asked, taken, body, blocking=blocking
+            )
             sent = await _send(pool, outgoing, request.say)
             del outgoing
         finally:
@@ -78,9 +92,12 @@ async def exchange(lease_ids: Sequence[str], request: Request) -> Answered:
                 body.stop()
         if isinstance(sent, BaseException):
             raise sent
-        stream = sent.stream
-        assert isinstance(stream, httpx.AsyncByteStream)
-        answer = AsyncBody(stream, request.say, permit, leases, asyncio.get_running_loop())
+        stream: Any = sent.stream
+        if blocking:
+            answer = SyncBody(stream, request.say, permit, leases)
+        else:
+            loop = asyncio.get_running_loop()
+            answer = AsyncBody(stream, request.say, permit, leases, loop)
     finally:
         if answer is None:
             permit.done()
@@ -89,41 +106,17 @@ async def exchange(lease_ids: Sequence[str], request: Request) -> Answered:
 
 def exchange_blocking(lease_ids: Sequence[str], request: Request) -> Answered:
     """As ``exchange``, for worker threads."""
-    leases, broker, taken, asked, key, waits = checked(lease_ids, request)
-    if broker.search is not None:
-        broker.search.ask(leases, taken.headers)
-    pool = broker.connections.entered(key)
-    try:
-        permit = pool.permit(waits, patience=taken.timeout["pool"])
-    except httpx.PoolTimeout as error:
-        raise failed(error, request.say) from None
-    answer: SyncBody | None = None
-    try:
-        body = NOTHING if taken.stream is None else upload(taken.stream)
-        try:
-            outgoing, records = redeemed_blocking(broker, leases, asked, taken, body)
-            sent = _send_blocking(pool, outgoing, request.say)
-            del outgoing
-        finally:
-            if body is not NOTHING:
-                body.stop()
-        if isinstance(sent, BaseException):
-            raise sent
-        stream = sent.stream
-        assert isinstance(stream, httpx.SyncByteStream)
-        answer = SyncBody(stream, request.say, permit, leases)
-    finally:
-        if answer is None:
-            permit.done()
-    return _answered(broker.search, leases, records, taken.method, sent, answer)
+    return run_at_once(exchange(lease_ids, request, blocking=True))
 
 
-async def redeemed(
+async def _redeemed(
     broker: LeaseBroker,
     leases: Sequence[Lease],
     asked: AccessRequest,
     taken: Snapshot,
     body: AsyncUpload | Upload | Whole,
+    *,
+    blocking: bool,
 ) -> tuple[Outgoing | BaseException, list[Record]]:
     """The request with the secrets of the leases in it, and what it was made with.
 
@@ -137,28 +130,11 @@ async def redeemed(
     records: list[Record] = []
     try:
         for lease in leases:
-            record, opened = await broker.redeem(lease, asked)
-            uses.append(Use(opened, record))
-            records.append(record)
-        return _injected(taken, uses, body), records
-    finally:
-        for use in uses:
-            use.opened.close()
-
-
-def redeemed_blocking(
-    broker: LeaseBroker,
-    leases: Sequence[Lease],
-    asked: AccessRequest,
-    taken: Snapshot,
-    body: AsyncUpload | Upload | Whole,
-) -> tuple[Outgoing | BaseException, list[Record]]:
-    """As ``redeemed``, for threads."""
-    uses: list[Use] = []
-    records: list[Record] = []
-    try:
-        for lease in leases:
-            record, opened = broker.redeem_blocking(lease, asked)
+            record, opened = (
+                broker.redeem_blocking(lease, asked)
+                if blocking
+                else await broker.redeem(lease, asked)
+            )
             uses.append(Use(opened, record))
             records.append(record)
         return _injected(taken, uses, body), records
@@ -235,50 +211,23 @@ def _injected(
 
 
 async def _send(
-    pool: AsyncPool, outgoing: Outgoing | BaseException, say: Say
+    pool: AsyncPool | Pool, outgoing: Outgoing | BaseException, say: Say
 ) -> Answer | BaseException:
     if isinstance(outgoing, BaseException):
         return outgoing
-    transport = pool.transport
     try:
-        if isinstance(transport, AsyncConnections):
-            return await transport.send(
-                outgoing.method,
-                outgoing.url,
-                outgoing.headers,
-                outgoing.body,
-                {"timeout": outgoing.timeout},
-            )
-        return _answer_of(await transport.handle_async_request(outgoing.request()))
+        if isinstance(pool.transport, Connections):
+            return await pool.transport.send(outgoing)
+        if isinstance(pool, Pool):
+            response = pool.transport.handle_request(outgoing.request())
+        else:
+            response = await pool.transport.handle_async_request(outgoing.request())
+        headers = response.headers
+        return Answer(
+            response.status_code, headers.raw, response.stream, response.extensions, headers
+        )
     except BaseException as error:
         return failed(error, say)
-
-
-def _send_blocking(
-    pool: Pool, outgoing: Outgoing | BaseException, say: Say
-) -> Answer | BaseException:
-    if isinstance(outgoing, BaseException):
-        return outgoing
-    transport = pool.transport
-    try:
-        if isinstance(transport, Connections):
-            return transport.send(
-                outgoing.method,
-                outgoing.url,
-                outgoing.headers,
-                outgoing.body,
-                {"timeout": outgoing.timeout},
-            )
-        return _answer_of(transport.handle_request(outgoing.request()))
-    except BaseException as error:
-        return failed(error, say)
-
-
-def _answer_of(response: httpx.Response) -> Answer:
-    headers = response.headers
-    return Answer(
-        response.status_code, headers.raw, response.stream, response.extensions, headers
-    )
 
 
 def _answered(
@@ -318,23 +267,18 @@ class Head(NamedTuple):
     search: AnswerSearch | None
 
 
-async def injected_head(lease_ids: Sequence[str], request: Request) -> Head:
-    """Redeems the leases for a request without a body.
+async def injected_head(
+    lease_ids: Sequence[str], request: Request, *, blocking: bool = False
+) -> Head:
+    """Redeems the leases for a request without a body; ``blocking`` as for ``exchange``.
 
     Raises:
         ApexCredsError: It may not be sent.
     """
     leases, broker, taken, asked, _, _ = checked(lease_ids, request)
-    outgoing, records = await redeemed(broker, leases, asked, taken, NOTHING)
-    if isinstance(outgoing, BaseException):
-        raise outgoing
-    return Head(outgoing, leases, records, broker.search)
-
-
-def injected_head_blocking(lease_ids: Sequence[str], request: Request) -> Head:
-    """As ``injected_head``, for threads."""
-    leases, broker, taken, asked, _, _ = checked(lease_ids, request)
-    outgoing, records = redeemed_blocking(broker, leases, asked, taken, NOTHING)
+    outgoing, records = await _redeemed(
+        broker, leases, asked, taken, NOTHING, blocking=blocking
+    )
     if isinstance(outgoing, BaseException):
         raise outgoing
     return Head(outgoing, leases, records, broker.search)

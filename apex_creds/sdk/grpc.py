@@ -17,10 +17,10 @@ from typing import Any, Final, NamedTuple
 import grpc
 import grpc.aio
 
-from apex_creds.concurrency import soon
+from apex_creds.concurrency import run_at_once, soon
 from apex_creds.errors import ApexCredsError, InvalidInputError, RequestNotAllowedError
 from apex_creds.leases.broker import find_open, keep_open
-from apex_creds.leases.exchange import injected_head_blocking
+from apex_creds.leases.exchange import injected_head
 from apex_creds.leases.http_messages import Request
 from apex_creds.leases.lease import AccessRequest
 from apex_creds.leases.logins import lease_here, trusted_certificates
@@ -121,7 +121,8 @@ class _Secret(grpc.AuthMetadataPlugin):
         url = f"{context.service_url}/{context.method_name}"
         try:
             request = Request("POST", url, [], None, {}, _unsaid)
-            head = injected_head_blocking(self._binding.leases(request), request)
+            leases = self._binding.leases(request)
+            head = run_at_once(injected_head(leases, request, blocking=True))
             sent = head.outgoing
             if str(sent.url) != url:
                 raise RequestNotAllowedError("A gRPC call has its credential in a header only.")

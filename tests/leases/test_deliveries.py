@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from apex_creds.documents.records import encode_parts
 from apex_creds.errors import ApexCredsError, InvalidInputError, RequestNotAllowedError
-from apex_creds.leases.bodies import async_upload, upload
+from apex_creds.leases.bodies import upload
 from apex_creds.leases.connection_pool import AsyncPool
 from apex_creds.leases.deliveries import MAX_BODY, Snapshot, Use
 from apex_creds.leases.request_signing import Outgoing, inject, snapshot
@@ -42,7 +42,9 @@ def send(
         method, path = options.pop("method", "POST"), options.pop("path", "/v1/x")
         request = httpx.Request(method, ORIGIN + path, **options)
     taken = taken_from(request)
-    body = httpx.ByteStream(b"") if taken.stream is None else upload(taken.stream)
+    body = (
+        httpx.ByteStream(b"") if taken.stream is None else upload(taken.stream, blocking=True)
+    )
     return inject(taken, [use(opened(secret), text) for text in deliveries], body=body)
 
 
@@ -256,7 +258,7 @@ async def test_a_stream_of_the_plugins_is_not_read_for_it() -> None:
 
     kind = {"Content-Type": "application/json"}
     taken = taken_from(httpx.Request("POST", ORIGIN, content=chunks(), headers=kind))
-    body = async_upload(taken.stream)
+    body = upload(taken.stream)
     with pytest.raises(RequestNotAllowedError, match="stream"):
         inject(taken, [use(opened(SECRET), "json:key")], body=body)
     body.stop()

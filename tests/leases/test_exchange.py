@@ -101,6 +101,38 @@ async def test_what_goes_wrong_is_said_by_the_library(world: World) -> None:
         assert "secret" not in failure.text
 
 
+CUT = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhel"
+
+
+async def test_an_answer_that_is_cut_is_said_by_the_library_on_both_sides(world: World) -> None:
+    came: list[bytes] = []
+
+    async def waits(credentials):
+        answered = await exchange([credentials["a"].id], asked(here))
+        try:
+            async for chunk in answered.body:
+                came.append(chunk)  # noqa: PERF401 - it fails on the way
+        finally:
+            await answered.body.aclose()
+
+    def blocks(credentials):
+        answered = exchange_blocking([credentials["a"].id], asked(here))
+        try:
+            came.extend(answered.body)
+        finally:
+            answered.body.close()
+
+    async with server() as here:
+        await stored(world, here, a="bearer")
+        here.last_words = CUT
+        for plugin in (waits, blocks):
+            with pytest.raises(Failed) as caught:
+                await world.call(plugin, needs=({"name": "a"},))
+            (failure,) = caught.value.args
+            assert (failure.kind, failure.name) == ("protocol", "RemoteProtocolError")
+    assert came == [b"hel", b"hel"]
+
+
 class Upper:
     """A search that changes what it sees, holds a byte back, and counts its ends."""
 

@@ -13,8 +13,10 @@ import anyio
 import httpx
 import pytest
 
+from apex_creds.concurrency import run_at_once
 from apex_creds.leases import connection_pool
 from apex_creds.leases.connection_pool import _IDLE, _MOST, ConnectionPools, Key
+from apex_creds.leases.request_signing import Outgoing
 from apex_creds.model import ApiKey, Origin
 from tests.support.http_servers import Reply, serving
 from tests.support.loopback import server
@@ -46,15 +48,19 @@ def origin() -> Iterator[Origins]:
         yield made
 
 
+def asked(origin: Origins) -> Outgoing:
+    host = (b"Host", str(origin.origin).partition("//")[2].encode())
+    return Outgoing("GET", httpx.URL(origin.url), [host], httpx.ByteStream(b""), {})
+
+
 async def get(pools: ConnectionPools, origin: Origins, key: Key = KEY) -> int:
     pool = await pools.here(key)
     turn = await pool.permit(origin.origin, patience=None)
     try:
-        request = httpx.Request("GET", origin.url)
-        response = await pool.transport.handle_async_request(request)
-        await response.aread()
-        await response.aclose()
-        return response.status_code
+        answer = await pool.transport.send(asked(origin))
+        assert [chunk async for chunk in answer.stream] == [b"ok"]
+        await answer.stream.aclose()
+        return answer.status
     finally:
         turn.done()
 
@@ -63,11 +69,10 @@ def get_blocking(pools: ConnectionPools, origin: Origins, key: Key = KEY) -> int
     pool = pools.entered(key)
     turn = pool.permit(origin.origin, patience=None)
     try:
-        request = httpx.Request("GET", origin.url)
-        response = pool.transport.handle_request(request)
-        response.read()
-        response.close()
-        return response.status_code
+        answer = run_at_once(pool.transport.send(asked(origin)))
+        assert list(answer.stream) == [b"ok"]
+        answer.stream.close()
+        return answer.status
     finally:
         turn.done()
 
