@@ -64,11 +64,11 @@ if not TYPE_CHECKING:
 
         @staticmethod
         def find_spec(name: str, *_: object) -> object:
-            if not name.startswith("apex_creds.") or name == "apex_creds.moved":
+            if not name.startswith("apex_creds.") or name == "apex_creds.lazy":
                 return None
-            from apex_creds import moved
+            from apex_creds.lazy import spec_of
 
-            return moved.spec_of(name)
+            return spec_of(name)
 
     sys.meta_path.append(_Older)
 

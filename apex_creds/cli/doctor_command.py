@@ -24,7 +24,7 @@ from apex_creds.cli import app
 from apex_creds.cli.command import Settings, command, find_provider, master_uri, read_header
 from apex_creds.cli.console import Cell, Line, Report, Rows
 from apex_creds.crypto.memory import SecretBytes, arena
-from apex_creds.crypto.versions import versions
+from apex_creds.crypto.sodium import library_versions
 from apex_creds.documents.keystore import root_header
 from apex_creds.errors import ApexCredsError, IsolationUnavailableError, StorageError
 from apex_creds.fs import private_files
@@ -314,7 +314,9 @@ def _machine(latest: float) -> Iterator[Check]:
 
     yield _wall()
 
-    libraries = ", ".join(f"{library} {number}" for library, number in versions().items())
+    libraries = ", ".join(
+        f"{library} {number}" for library, number in library_versions().items()
+    )
     yield _ok("cryptography", libraries)  # SECURITY.md says when to update them
 
     name, now = "clock", time.time()

@@ -221,7 +221,7 @@ def mcp(
 
 
 async def _lines() -> AsyncIterator[bytes]:
-    from apex_creds.integrations.mcp_messages import LONGEST, lines
+    from apex_creds.integrations.mcp_proxy import LONGEST, lines
 
     reader = asyncio.StreamReader(limit=LONGEST)
     await asyncio.get_running_loop().connect_read_pipe(

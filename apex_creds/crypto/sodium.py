@@ -3,7 +3,7 @@
 Guarantees: keys and secret plaintexts are read and written where they lie, in locked
 memory; derived keys are wiped before a function returns; what was computed with a key
 that another thread closed meanwhile is thrown away. The protocols on top of these are
-in ``aead``, ``kdf`` and ``signing``; nothing else calls this module.
+in ``aead``, ``kdf`` and ``public_key``.
 """
 
 from __future__ import annotations
@@ -317,3 +317,16 @@ def _cut(data: Buffer, start: int = 0) -> Any:
     if isinstance(data, bytes) and (not start or len(data) < _COPY_BELOW):
         return data[start:]
     return _from_buffer("unsigned char[]", memoryview(data)[start:])
+
+
+def library_versions() -> dict[str, str]:
+    """Of the cryptographic libraries, by name; PyNaCl does not say that of its libsodium."""
+    import cryptography
+    import nacl
+    from cryptography.hazmat.backends.openssl import backend
+
+    return {
+        "PyNaCl": nacl.__version__,
+        "cryptography": cryptography.__version__,
+        "its OpenSSL": backend.openssl_version_text().removeprefix("OpenSSL ").split()[0],
+    }

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from apex_creds.dashboard.windows import MAX_TEXT
+from apex_creds.dashboard.paging import MAX_TEXT
 from apex_creds.errors import InvalidInputError
 
 WORDS: Final = {

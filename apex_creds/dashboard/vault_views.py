@@ -3,7 +3,7 @@
 Guarantee: read from what is stored, and nothing changed; no key material is in it. A cell of
 the permissions say what is stored (a grant, a refusal), what the policy file says where
 nothing is, and the use that is in the log. What is sent does not grow with the vault: it is
-counts, and windows of what is long. What grows with it is counted in a thread.
+counts, and pages of what is long. What grows with it is counted in a thread.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import msgspec
 
 from apex_creds.dashboard.lease_view import Names, text
 from apex_creds.dashboard.log_status import Use
-from apex_creds.dashboard.windows import Asked, Part, part
+from apex_creds.dashboard.paging import Page, PageQuery, page
 from apex_creds.documents.keystore import DOCUMENTS_LABEL, Keystore
 from apex_creds.keys.keyset import Keyset, KeyState
 from apex_creds.model import SECTION_NAMES, CredentialInfo, Sensitivity
@@ -221,7 +221,7 @@ def summary(found: Hierarchy) -> dict[str, object]:
     }
 
 
-def keys_part(found: Hierarchy, asked: Asked) -> Part[Key]:
+def keys_page(found: Hierarchy, asked: PageQuery) -> Page[Key]:
     """A window of the DEKs."""
     deks = [key for key in found.keys if key.level == Level.DEK.value]
 
@@ -230,7 +230,7 @@ def keys_part(found: Hierarchy, asked: Asked) -> Part[Key]:
         name = {_ROOT: "the vault's own"}.get(key.label, key.label)
         return " ".join((name, *states))
 
-    return part(deks, asked, words)
+    return page(deks, asked, words)
 
 
 def _moving(key: Key) -> bool:
@@ -313,8 +313,8 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Matrix(msgspec.Struct, frozen=True, kw_only=True):
     """A window of it: cells are placed in these plugins and credentials."""
 
-    plugins: Part[str]
-    credentials: Part[Row]
+    plugins: Page[str]
+    credentials: Page[Row]
     cells: tuple[Cell, ...]
 
 
@@ -363,16 +363,16 @@ class Permissions:
             "rules": -1 if self._policy is None else len(self._policy.rules),
         }
 
-    def part(self, credentials: Asked, plugins: Asked) -> Matrix:
+    def page(self, credentials: PageQuery, plugins: PageQuery) -> Matrix:
         """A window of it."""
-        down = part(self._credentials, credentials, lambda each: each[0])
-        across = part(self._plugins, plugins, lambda each: each[0])
+        down = page(self._credentials, credentials, lambda each: each[0])
+        across = page(self._plugins, plugins, lambda each: each[0])
         rows = tuple(
             _row(n, self._known.get(n), self._policy, self._names) for _, n in down.items
         )
         return Matrix(
-            plugins=Part(tuple(shown for shown, _ in across.items), across.at, across.of),
-            credentials=Part(rows, down.at, down.of),
+            plugins=Page(tuple(shown for shown, _ in across.items), across.at, across.of),
+            credentials=Page(rows, down.at, down.of),
             cells=tuple(
                 cell
                 for p, (_, plugin) in enumerate(across.items)

@@ -31,14 +31,14 @@ from apex_creds.dashboard.lease_view import (
 )
 from apex_creds.dashboard.live_feed import KEPT, LiveFeed, LogTail
 from apex_creds.dashboard.log_status import Activity, Verified, Verifier
+from apex_creds.dashboard.paging import PageQuery, page
 from apex_creds.dashboard.vault_views import (
     Hierarchy,
     Permissions,
     hierarchy,
-    keys_part,
+    keys_page,
     summary,
 )
-from apex_creds.dashboard.windows import Asked, part
 from apex_creds.documents.sections import Section
 from apex_creds.errors import (
     ApexCredsError,
@@ -273,7 +273,7 @@ class Watcher:
         self._trouble("policy", self._policy_fault)
         return self._policy
 
-    # -- windows ---------------------------------------------------------------------
+    # -- pages -----------------------------------------------------------------------
 
     def window(self, name: str, query: Mapping[str, str]) -> object:
         """The window of a list that a page asks for; blocks.
@@ -282,17 +282,17 @@ class Watcher:
             NotFoundError: There is no such list (yet).
             InvalidInputError: It asks for what makes no sense.
         """
-        asked = Asked.parse(query)
+        asked = PageQuery.parse(query)
         if name == "requests":
             waiting = [question(item, names=self._names) for item in self._waiting]
-            return part(waiting, asked, lambda i: f"{i['plugin']} {i['credential']}")
+            return page(waiting, asked, lambda i: f"{i['plugin']} {i['credential']}")
         if name == "leases":
             leases = [self._lease(item) for item in self._open]
-            return part(leases, asked, lambda i: " ".join(str(i[f]) for f in _IN_A_LEASE))
+            return page(leases, asked, lambda i: " ".join(str(i[f]) for f in _IN_A_LEASE))
         if name == "keys" and self._keys is not None:
-            return keys_part(self._keys, asked)
+            return keys_page(self._keys, asked)
         if name == "permissions" and self._permissions is not None:
-            return self._permissions.part(asked, Asked.parse(query, "plugin_"))
+            return self._permissions.page(asked, PageQuery.parse(query, "plugin_"))
         raise NotFoundError("There is nothing here yet.")
 
     # -- verification ----------------------------------------------------------------

@@ -26,7 +26,7 @@ from typing import Final, NamedTuple, Self, final
 
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.errors import InvalidInputError, InvalidManifestError
-from apex_creds.integrations import managers
+from apex_creds.integrations import apexagent_plugins as plugins
 from apex_creds.integrations.call_arguments import (
     Bindings,
     NotBoundError,
@@ -189,7 +189,7 @@ class Installation:
         target = hook.target(args, kwargs) if self.active else None
         if target is None:
             return await _awaited(hook.original(*args, **kwargs))
-        found = managers.record_of(self.manager, target.plugin_id, can_wait=True)
+        found = plugins.record_of(self.manager, target.plugin_id, can_wait=True)
         record = await _awaited(found)
         manifest = self._manifest(target, record)
         whom = self._principal() if current_invocation() is None else ""
@@ -203,7 +203,7 @@ class Installation:
             return await _awaited(hook.original(*args, **kwargs))
         if manifest.needs:
             await self._removals.finish(target.plugin_id)
-            await _awaited(managers.load(self.manager, target.plugin_id))
+            await _awaited(plugins.load(self.manager, target.plugin_id))
             manifest = self._sure(manifest, target, record)
         shape = self._bind(hook, target, manifest)
         return await self.middleware.invoke_action(
@@ -223,7 +223,7 @@ class Installation:
         target = hook.target(args, kwargs) if self.active else None
         if target is None:
             return hook.original(*args, **kwargs)
-        record = _at_once(managers.record_of(self.manager, target.plugin_id, can_wait=False))
+        record = _at_once(plugins.record_of(self.manager, target.plugin_id, can_wait=False))
         manifest = self._manifest(target, record)
         whom = self._principal() if current_invocation() is None else ""
         if self.middleware.runner_of(manifest) is not None:
@@ -236,7 +236,7 @@ class Installation:
             return hook.original(*args, **kwargs)
         if manifest.needs:
             self._removals.refuse_unfinished(target.plugin_id)
-            _at_once(managers.load(self.manager, target.plugin_id))
+            _at_once(plugins.load(self.manager, target.plugin_id))
             manifest = self._sure(manifest, target, record)
         shape = self._bind(hook, target, manifest)
         return self.middleware.invoke_sync(
@@ -283,7 +283,7 @@ class Installation:
         """Which plugin a removal is of; None if the manager will refuse the call itself."""
 
         def is_known(plugin_id: str) -> bool:
-            return managers.is_known(self.manager, plugin_id) or plugin_id in self._manifests
+            return plugins.is_known(self.manager, plugin_id) or plugin_id in self._manifests
 
         try:
             found = plugin_meant(signature_of(hook.original), args, kwargs, is_known=is_known)
@@ -300,7 +300,7 @@ class Installation:
             if not is_stated(metadata):
                 return ""
             plugin = target.plugin_id
-            folder = managers.folder_of(self.manager, plugin, record, ask=bool(nowhere))
+            folder = plugins.folder_of(self.manager, plugin, record, ask=bool(nowhere))
             return nowhere if folder is None else verified(folder, metadata)
 
         try:
@@ -327,11 +327,9 @@ class Installation:
         kwargs: dict[str, object],
     ) -> tuple[Callable[..., object], tuple[object, ...], dict[str, object]]:
         """What a worker calls in place of the manager, which would import the plugin here."""
-        from apex_creds.integrations.isolated_plugins import plugin_code
-
-        folder = managers.folder_of(self.manager, target.plugin_id, record)
+        folder = plugins.folder_of(self.manager, target.plugin_id, record)
         metadata = metadata_in(record, target.plugin_id)
-        code = plugin_code(
+        code = plugins.plugin_code(
             folder,
             metadata,
             target.methods[0],
@@ -352,7 +350,7 @@ class Installation:
         """Has the plugin's methods be given handles; else a method to pass them on to."""
         if not manifest.needs:
             return None
-        plugin = managers.loaded(self.manager, target.plugin_id, ask=True)
+        plugin = plugins.loaded(self.manager, target.plugin_id, ask=True)
         if plugin is None:
             return None
         for name in target.methods:

@@ -15,15 +15,17 @@ from typing import Final
 import anyio
 import httpx
 
-from apex_creds.integrations.mcp_messages import (
+from apex_creds.integrations.mcp_proxy import (
+    GRACE,
     LONGEST,
     Message,
+    Proxy,
+    Send,
     action_of,
     key_of,
     line_of,
     parsed,
 )
-from apex_creds.integrations.mcp_proxy import GRACE, Proxy, Send
 from apex_creds.middleware import CredentialMiddleware
 from apex_creds.middleware.plugin_runner import BehindWall
 from apex_creds.policy.manifest import Manifest

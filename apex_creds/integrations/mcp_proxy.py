@@ -5,15 +5,17 @@ reached by HTTP, and the client has no key; in both cases a secret is only sent 
 the tool call that is under way, checked and audited. What the server sends is cleaned as whole
 messages, so that no half of one is waited for. A refusal is a result with ``isError``.
 
-Lines are messages of JSON-RPC 2.0 (MCP, transports: stdio); what is no request for a tool is
-handed on.
+Lines are messages of JSON-RPC 2.0 (MCP, transports: stdio), read and written by the
+functions at the end; what is no request for a tool is handed on.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
+import math
 import subprocess
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -24,19 +26,6 @@ import anyio
 import anyio.to_thread
 
 from apex_creds.errors import ApexCredsError, InvalidInputError, IsolationError
-from apex_creds.integrations.mcp_messages import (
-    LONGEST,
-    Message,
-    action_of,
-    cancelled,
-    failed,
-    key_of,
-    line_of,
-    lines,
-    parsed,
-    refused,
-    unanswered,
-)
 from apex_creds.integrations.tools import explain
 from apex_creds.isolation.dialing import Dialer
 from apex_creds.isolation.invocations import held_by
@@ -333,3 +322,89 @@ async def _writer(pipe: Any) -> asyncio.StreamWriter:
         lambda: asyncio.streams.FlowControlMixin(loop=loop), pipe
     )
     return asyncio.StreamWriter(transport, protocol, None, loop)
+
+
+LONGEST: Final = 16 * 1024 * 1024
+"""Bytes of a message; a longer one ends the connection."""
+_INTERNAL_ERROR: Final = -32603  # JSON-RPC 2.0, section 5.1
+
+Message = dict[str, Any]
+
+
+def parsed(line: bytes) -> Message | None:
+    """A message; None for what is none, which is left out."""
+    if not line.strip():
+        return None
+    try:
+        found = json.loads(line, parse_float=_number, parse_constant=_number)
+    except (ValueError, RecursionError):
+        found = None
+    # Both at once would be a request to one reader and an answer to another.
+    if not isinstance(found, dict) or ("method" in found and {"result", "error"} & {*found}):
+        _log.warning("A line that is no message of JSON-RPC was left out.")
+        return None
+    return found
+
+
+def _number(text: str) -> float:
+    """A number of JSON: no infinity, nor what is written as none of its constants."""
+    found = float(text)
+    if not math.isfinite(found):
+        raise ValueError(text)
+    return found
+
+
+def line_of(message: Message) -> bytes:
+    """A message as it is sent."""
+    return json.dumps(message, separators=(",", ":")).encode() + b"\n"
+
+
+def cancelled(message: Message) -> str:
+    """The key of the request that a notification cancels."""
+    params = message.get("params")
+    return json.dumps(params.get("requestId")) if isinstance(params, dict) else ""
+
+
+def key_of(message: Message) -> str:
+    """What tells its request from others: 1 is not "1"."""
+    return json.dumps(message.get("id"))
+
+
+def action_of(message: Message) -> str:
+    """The tool's name, or the method's."""
+    params = message.get("params")
+    name = params.get("name") if isinstance(params, dict) else None
+    is_tool = message.get("method") == "tools/call" and isinstance(name, str)
+    return str(name if is_tool else message.get("method", ""))
+
+
+def refused(message: Message, words: str) -> Message:
+    """The answer that a tool's call is refused with; an error to other requests."""
+    result = {"content": [{"type": "text", "text": words}], "isError": True}
+    if message.get("method") != "tools/call":
+        return failed(message, words)
+    return {"jsonrpc": "2.0", "id": message.get("id"), "result": result}
+
+
+def failed(message: Message, words: str) -> Message:
+    """The answer that is an error."""
+    error = {"code": _INTERNAL_ERROR, "message": words}
+    return {"jsonrpc": "2.0", "id": message.get("id"), "error": error}
+
+
+def unanswered(message: Message, error: Exception) -> Message:
+    """The answer where there is none."""
+    return failed(message, f"The server gave no answer: {type(error).__name__}.")
+
+
+async def lines(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    """The lines that arrive, until the end or one that is too long."""
+    while True:
+        try:
+            line = await reader.readline()
+        except ValueError:
+            _log.error("A message of more than %d bytes ends the connection.", LONGEST)
+            return
+        if not line:
+            return
+        yield line

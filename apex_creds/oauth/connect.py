@@ -25,7 +25,7 @@ from apex_creds.errors import (
     OAuthError,
 )
 from apex_creds.model import Assertion, Connection, CredentialInfo, Origin, Secret
-from apex_creds.oauth import assertions, flows
+from apex_creds.oauth import flows
 from apex_creds.oauth.endpoints import Client
 from apex_creds.oauth.flows import Show
 from apex_creds.oauth.provider_presets import Provider
@@ -46,8 +46,8 @@ class Way(StrEnum):
 
 _GRANTS: Final = {
     Way.CLIENT: "client_credentials",
-    Way.JWT: assertions.JWT_BEARER,
-    Way.EXCHANGE: assertions.EXCHANGE,
+    Way.JWT: flows.JWT_BEARER,
+    Way.EXCHANGE: flows.EXCHANGE,
 }
 
 

@@ -1,10 +1,13 @@
-"""Getting the first token: in a browser, on another device, or for a program of its own.
+"""Getting a token: in a browser, on another device, for a program, or for a signature or token.
 
 Guarantee: a browser's answer is taken only on this machine's loopback address, under a path and
 with a state that nobody else knows, for one code; what is not that answer changes nothing. The
-code is exchanged with its proof key (PKCE, S256). Nothing is stored here.
+code is exchanged with its proof key (PKCE, S256). Of a key that signs (JWT bearer) only a
+signature leaves the vault, good for five minutes, one server, and once; a token to exchange is
+sent to the token endpoint only. Nothing is stored here.
 
-RFC 8252 (loopback redirects), 8628 (devices), 6749 section 4.4 (client credentials), 7009.
+RFC 8252 (loopback redirects), 8628 (devices), 6749 section 4.4 (client credentials), 7009,
+7523 section 2.1 (JWT bearer), 8693 (token exchange).
 """
 
 from __future__ import annotations
@@ -18,11 +21,14 @@ from urllib.parse import urlsplit
 
 import anyio
 
+from apex_creds.crypto import jwt
 from apex_creds.errors import InvalidInputError, OAuthError, OAuthUnreachableError
+from apex_creds.model import Assertion, new_id
 from apex_creds.oauth import endpoints, messages
 from apex_creds.oauth.endpoints import Client
-from apex_creds.oauth.messages import Pkce, Tokens
+from apex_creds.oauth.messages import Form, Pkce, Tokens
 from apex_creds.oauth.provider_presets import Provider
+from apex_creds.vault import Opened
 
 Show = Callable[[str], None]
 """Shows an address (or an address and a code) to a person."""
@@ -254,3 +260,53 @@ async def revoke(endpoint: str, token: str, client: Client, *, hint: str) -> Non
 
 def _too_late() -> OAuthError:
     return OAuthError("Nobody allowed it in time.", hint="Connect again.", code="expired_token")
+
+
+JWT_BEARER: Final = "urn:ietf:params:oauth:grant-type:jwt-bearer"
+EXCHANGE: Final = "urn:ietf:params:oauth:grant-type:token-exchange"
+ACCESS_TOKEN: Final = "urn:ietf:params:oauth:token-type:access_token"  # noqa: S105 - a type
+_LIFE: Final = 300
+
+
+def form_of(
+    grant: str, assertion: Assertion, opened: Opened, *, endpoint: str, scope: str, now: float
+) -> Form:
+    """What is sent to the token endpoint, but for who asks.
+
+    Args:
+        grant: ``JWT_BEARER`` or ``EXCHANGE``.
+        assertion: What is asserted.
+        opened: The credential that it is asserted with.
+        endpoint: Where; it is the audience where none is named.
+        scope: What is asked for; may be empty.
+        now: Unix seconds.
+
+    Raises:
+        InvalidInputError: The key is none, or of another algorithm.
+    """
+    form: Form = {"grant_type": grant}
+    if scope:
+        form["scope"] = scope
+    if grant == JWT_BEARER:
+        claims: dict[str, object] = {
+            "iss": assertion.issuer,
+            "sub": assertion.subject,
+            "aud": assertion.audience or endpoint,
+            "iat": int(now),
+            "exp": int(now) + _LIFE,
+            "jti": new_id(),
+        }
+        if scope:  # Google reads it here
+            claims["scope"] = scope
+        form["assertion"] = jwt.mint(
+            opened.view(), claims, algorithm=assertion.algorithm, key_id=assertion.key_id
+        )
+        return form
+    try:
+        form["subject_token"] = bytes(opened.view()).decode("ascii")
+    except UnicodeDecodeError:
+        raise InvalidInputError("The credential is no token.", hint="Name another.") from None
+    form |= {"subject_token_type": ACCESS_TOKEN, "requested_token_type": ACCESS_TOKEN}
+    if assertion.audience:
+        form["audience"] = assertion.audience
+    return form

@@ -43,7 +43,7 @@ from apex_creds.errors import (
     TokenError,
 )
 from apex_creds.model import Connection, ConnectionState, CredentialInfo, key_of, split_key
-from apex_creds.oauth import assertions, endpoints
+from apex_creds.oauth import endpoints, flows
 from apex_creds.oauth.endpoints import Answer, Client
 from apex_creds.oauth.messages import Form, Tokens, is_final, parse_tokens
 from apex_creds.storage.base import leading
@@ -317,7 +317,7 @@ class Refresher:
                 hint="See: apex-creds rotation status",
             )
         with self._released(record, action) as opened:
-            return assertions.form_of(
+            return flows.form_of(
                 grant,
                 given,
                 opened,

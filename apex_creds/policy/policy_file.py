@@ -26,7 +26,6 @@ from apex_creds.errors import ApexCredsError, InvalidInputError, InvalidPolicyEr
 from apex_creds.fs.home import SECURITY
 from apex_creds.fs.private_files import Folder, translated
 from apex_creds.model import Sensitivity, check_name
-from apex_creds.policy import hours
 from apex_creds.policy.patterns import Pattern, name_pattern, origin_pattern
 from apex_creds.policy.rules import (
     DEFAULT_LEVELS,
@@ -38,6 +37,8 @@ from apex_creds.policy.rules import (
     Policy,
     Rule,
     Verdict,
+    Window,
+    window,
 )
 
 POLICY_NAME: Final = "policy.toml"
@@ -218,7 +219,7 @@ class _Compiler:
         self._lines = lines
         self._where = where
         self._ids: set[str] = set()
-        self._windows: dict[tuple[object, ...], hours.Window] = {}
+        self._windows: dict[tuple[object, ...], Window] = {}
         self._patterns: dict[tuple[object, str], Pattern] = {}
 
     def policy(self, raw: _RawPolicy) -> Policy:
@@ -311,7 +312,7 @@ class _Compiler:
         # A list that has a pattern for everything says nothing.
         return found if all(pattern.segments for pattern in found) else ()
 
-    def _window(self, at: Place, raw: _RawTime | None) -> hours.Window | None:
+    def _window(self, at: Place, raw: _RawTime | None) -> Window | None:
         if raw is None:
             return None
         key = (tuple(raw.days or ()), raw.days is None, raw.start, raw.end, raw.zone)
@@ -321,9 +322,7 @@ class _Compiler:
                 raise self._wrong(at, f"there are more than {MAX_WINDOWS} different times")
             known = self._windows[key] = self._try(
                 at,
-                lambda: hours.window(
-                    days=raw.days, start=raw.start, end=raw.end, zone=raw.zone
-                ),
+                lambda: window(days=raw.days, start=raw.start, end=raw.end, zone=raw.zone),
             )
         return known
 

@@ -17,8 +17,8 @@ from typing import Final
 import anyio.to_thread
 
 from apex_creds.audit.checkpoint import LogKey, read_keys
+from apex_creds.audit.event_counts import EventCounts, What
 from apex_creds.audit.note import VerifierKey
-from apex_creds.audit.reader import EventCounts, What
 from apex_creds.audit.verify import Report, check, judged
 from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import ApexCredsError, AuditTamperedError

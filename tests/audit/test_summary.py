@@ -13,9 +13,9 @@ import pytest
 
 from apex_creds.audit import AuditEvent, AuditLog, EventKind, line, nodes, read
 from apex_creds.audit.checkpoint import LogKey
+from apex_creds.audit.event_counts import EventCounts, What
 from apex_creds.audit.maintenance import Cadence
 from apex_creds.audit.nodes import keep_nodes
-from apex_creds.audit.reader import EventCounts, What
 from apex_creds.audit.segment import SegmentReader, pack, read_segment, segments
 from apex_creds.audit.summary import Summaries, has_summary, signed_summary
 from apex_creds.audit.tree import Frontier

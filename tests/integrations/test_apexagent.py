@@ -12,7 +12,7 @@ import pytest
 
 from apex_creds import AccessDeniedError, current_credentials
 from apex_creds.errors import HandleForeignError, InvalidInputError, InvalidManifestError
-from apex_creds.integrations import managers
+from apex_creds.integrations import apexagent_plugins
 from apex_creds.integrations.apexagent import Installation, install, uninstall
 from tests.integrations.conftest import OTHER, SECRET, World
 from tests.support import apexagent_builds as builds
@@ -226,7 +226,7 @@ class TestEveryBuild:
         installation = install(manager, world.middleware)
         assert set(names) <= set(vars(manager))
         await call(manager, "coroutine", q="x")
-        plugin = managers.loaded(manager, "demo")
+        plugin = apexagent_plugins.loaded(manager, "demo")
         bound = set(vars(plugin))
         installation.uninstall()
         installation.uninstall()

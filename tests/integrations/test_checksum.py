@@ -12,7 +12,7 @@ import types
 import pytest
 
 from apex_creds.errors import UnsafePathError
-from apex_creds.integrations.managers import folder_of
+from apex_creds.integrations.apexagent_plugins import folder_of
 from apex_creds.integrations.plugin_metadata import Manifests, tree_digest, verified
 
 CODE = b"class Plugin: ...\n"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from apex_creds import AccessDeniedError
-from apex_creds.integrations import managers
+from apex_creds.integrations import apexagent_plugins
 from apex_creds.integrations.apexagent import install
 from apex_creds.integrations.plugin_metadata import tree_digest
 from tests.integrations.conftest import World
@@ -116,7 +116,7 @@ class TestEveryRealBuild:
     ) -> None:
         folder = put(tmp_path, make)
         manager = make(tmp_path)
-        for name in managers._PARTS:
+        for name in apexagent_plugins._PARTS:
             place = getattr(manager, name, manager)
             getattr(place, "plugin_paths", {}).pop("demo", None)
         record = getattr(manager, "plugin_metadata_registry", {"demo": {}})["demo"]

@@ -30,10 +30,10 @@ from apex_creds.isolation.frames import (
     Failure,
     ProtocolError,
     Step,
+    containers_in,
     error_of,
     failure_of,
 )
-from apex_creds.isolation.message_pack import containers_in
 
 PRIME = 2**61 - 1
 """A number and what it is beside its multiples have one hash."""

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from apex_creds.integrations.mcp_http_proxy import HttpProxy
-from apex_creds.integrations.mcp_messages import LONGEST
+from apex_creds.integrations.mcp_proxy import LONGEST
 from tests.isolation.test_mcp_proxy import Client
 from tests.support.vendor import SECRET, Vendor
 from tests.support.worlds import World, manifest_for

@@ -24,8 +24,8 @@ from apex_creds.model import (
 )
 from apex_creds.oauth import Provider, Refresher, Way, connect
 from apex_creds.oauth import refresh as refresh_module
-from apex_creds.oauth.assertions import ACCESS_TOKEN, EXCHANGE, JWT_BEARER
 from apex_creds.oauth.endpoints import Answer, Client
+from apex_creds.oauth.flows import ACCESS_TOKEN, EXCHANGE, JWT_BEARER
 from apex_creds.oauth.messages import Form
 from apex_creds.vault import credential_writes
 from tests.support.worlds import World

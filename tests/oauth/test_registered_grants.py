@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 from apex_creds.errors import NeedsReconnectError, OAuthError
 from apex_creds.model import ApiKey, Assertion, GenericSecret, SystemClock
 from apex_creds.oauth import Provider, Way, connect
-from apex_creds.oauth.assertions import EXCHANGE, JWT_BEARER
+from apex_creds.oauth.flows import EXCHANGE, JWT_BEARER
 from apex_creds.oauth.refresh import refresher_of
 from tests.oauth.test_connect import SCOPE, somebody
 from tests.support.oidc import SIGNER, Server

@@ -11,10 +11,9 @@ from apex_creds.model import CredentialInfo, CredentialKind, Delivery
 from apex_creds.policy.decide import decide
 from apex_creds.policy.decision_cache import DecisionCache
 from apex_creds.policy.grants import Grants
-from apex_creds.policy.hours import window
 from apex_creds.policy.manifest import Manifest, Need
 from apex_creds.policy.patterns import name_pattern
-from apex_creds.policy.rules import NO_POLICY, Policy, Rule, Verdict
+from apex_creds.policy.rules import NO_POLICY, Policy, Rule, Verdict, window
 
 NEED = Need(name="c")
 INFO = CredentialInfo(

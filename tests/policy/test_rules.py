@@ -13,7 +13,6 @@ from apex_creds.errors import InvalidInputError
 from apex_creds.model import CredentialInfo, CredentialKind, Delivery, Origin, Sensitivity
 from apex_creds.policy.decide import Decision, Identity, Outcome, Reason, decide
 from apex_creds.policy.grants import Grant, GrantDecision
-from apex_creds.policy.hours import window
 from apex_creds.policy.manifest import Access, Echoes, Need
 from apex_creds.policy.patterns import Matcher, name_pattern, origin_pattern, split_name
 from apex_creds.policy.rules import (
@@ -24,6 +23,7 @@ from apex_creds.policy.rules import (
     Policy,
     Rule,
     Verdict,
+    window,
 )
 
 # -- the model -------------------------------------------------------------------------

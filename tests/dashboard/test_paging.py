@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apex_creds.dashboard.windows import MAX_SIZE, MAX_TEXT, Asked, part
+from apex_creds.dashboard.paging import MAX_SIZE, MAX_TEXT, PageQuery, page
 from apex_creds.errors import InvalidInputError, NotFoundError
 from tests.dashboard.conftest import Served
 
@@ -17,8 +17,8 @@ NAMES = st.lists(st.text("abAB", max_size=4), max_size=60)
 def test_a_window_is_of_what_matches_and_never_beyond_the_end(
     names: list[str], text: str, at: int, size: int
 ) -> None:
-    asked = Asked.parse({"text": text, "at": str(at), "size": str(size)})
-    found = part(names, asked, str)
+    asked = PageQuery.parse({"text": text, "at": str(at), "size": str(size)})
+    found = page(names, asked, str)
     matching = [name for name in names if text.lower() in name.lower()]
     assert found.of == len(matching)
     assert list(found.items) == matching[found.at : found.at + size]
@@ -28,7 +28,7 @@ def test_a_window_is_of_what_matches_and_never_beyond_the_end(
 
 def test_a_window_is_bounded_whatever_is_asked_for() -> None:
     for size in ("0", "999999999", str(MAX_SIZE)):
-        assert len(part(range(10_000), Asked.parse({"size": size}), str).items) == MAX_SIZE
+        assert len(page(range(10_000), PageQuery.parse({"size": size}), str).items) == MAX_SIZE
 
 
 @pytest.mark.parametrize(
@@ -37,12 +37,12 @@ def test_a_window_is_bounded_whatever_is_asked_for() -> None:
 )
 def test_what_is_no_place_is_refused(query: dict[str, str]) -> None:
     with pytest.raises(InvalidInputError):
-        Asked.parse(query)
+        PageQuery.parse(query)
 
 
 def test_a_search_that_is_too_long_is_refused() -> None:
     with pytest.raises(InvalidInputError):
-        Asked.parse({"text": "x" * (MAX_TEXT + 1)})
+        PageQuery.parse({"text": "x" * (MAX_TEXT + 1)})
 
 
 @pytest.mark.anyio

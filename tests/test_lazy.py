@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from apex_creds.moved import MOVED
+from apex_creds.lazy import MOVED
 
 SHOWN = {
     "leases.admission": "Admission",
@@ -41,7 +41,7 @@ def test_what_a_page_showed_is_found(name: str) -> None:
 def test_what_was_never_there_is_not_found_and_nothing_is_loaded_unasked() -> None:
     code = """
 import sys, apex_creds
-assert "apex_creds.moved" not in sys.modules
+assert "apex_creds.lazy" not in sys.modules
 for name in ("apex_creds.nothing", "apex_creds.vault.nothing", "no_such_module"):
     try:
         __import__(name)

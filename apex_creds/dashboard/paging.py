@@ -1,4 +1,4 @@
-"""One window of a list: what a page asks for, searched and cut.
+"""One page of a list: what a browser asks for, searched and cut.
 
 Guarantee: an answer is bounded, however long a list is; a search matches what is shown of an
 entry, in any case, and nothing that is not shown.
@@ -19,11 +19,11 @@ T = TypeVar("T")
 MAX_TEXT: Final = 200
 """Characters of a search."""
 MAX_SIZE: Final = 100
-"""Entries of a window."""
+"""Entries of a page."""
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class PageQuery:
     """Which part of a list a page asks for.
 
     Attributes:
@@ -37,7 +37,7 @@ class Asked:
     size: int = MAX_SIZE
 
     @classmethod
-    def parse(cls, query: Mapping[str, str], axis: str = "") -> Asked:
+    def parse(cls, query: Mapping[str, str], axis: str = "") -> PageQuery:
         """From what a page sends.
 
         Args:
@@ -57,8 +57,8 @@ class Asked:
         return cls(wanted, at, min(size or MAX_SIZE, MAX_SIZE))
 
 
-class Part(msgspec.Struct, Generic[T], frozen=True):
-    """A window.
+class Page(msgspec.Struct, Generic[T], frozen=True):
+    """One page of a list.
 
     Attributes:
         items: Its entries.
@@ -71,8 +71,8 @@ class Part(msgspec.Struct, Generic[T], frozen=True):
     of: int
 
 
-def part(items: Sequence[T], asked: Asked, words: Callable[[T], str]) -> Part[T]:
-    """The window that is asked for; one beyond the end is the last.
+def page(items: Sequence[T], asked: PageQuery, words: Callable[[T], str]) -> Page[T]:
+    """The page that is asked for; one beyond the end is the last.
 
     Args:
         items: All entries.
@@ -82,4 +82,4 @@ def part(items: Sequence[T], asked: Asked, words: Callable[[T], str]) -> Part[T]
     found = [i for i in items if asked.text in words(i).lower()] if asked.text else items
     last = (len(found) - 1) // asked.size * asked.size if found else 0
     at = min(asked.at, last)
-    return Part(tuple(found[at : at + asked.size]), at, len(found))
+    return Page(tuple(found[at : at + asked.size]), at, len(found))

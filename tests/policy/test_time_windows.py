@@ -8,8 +8,7 @@ import pytest
 
 from apex_creds.errors import InvalidInputError
 from apex_creds.model import Sensitivity
-from apex_creds.policy.hours import window
-from apex_creds.policy.rules import Policy, Rule, Verdict
+from apex_creds.policy.rules import Policy, Rule, Verdict, window
 
 
 def at(text: str) -> float:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from apex_creds.audit.event_counts import EXPECTED, EventCounts, What
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.audit.log import AuditLog
-from apex_creds.audit.reader import EXPECTED, EventCounts, What
 from apex_creds.errors import AuditTamperedError
 from apex_creds.model import SystemClock
 
