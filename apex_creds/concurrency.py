@@ -632,6 +632,35 @@ def _serve(ready: Future[asyncio.AbstractEventLoop], end: Event, leaf: bool) -> 
         _leaves.discard(threading.get_ident())
 
 
+class Pauses(Generic[K]):
+    """What failed a moment ago is left alone for a while: twice as long after each failure.
+
+    Args:
+        now: A clock that never jumps.
+        first: Seconds after the first failure.
+        longest: Seconds after many.
+    """
+
+    def __init__(self, now: Callable[[], float], *, first: float, longest: float) -> None:
+        self._now = now
+        self._first, self._longest = first, longest
+        self._until: dict[K, tuple[float, float]] = {}
+
+    def begin(self, key: K) -> None:
+        """It failed."""
+        _, last = self._until.get(key, (0.0, 0.0))
+        pause = min(self._longest, last * 2 or self._first)
+        self._until[key] = self._now() + pause, pause
+
+    def end(self, key: K) -> None:
+        """It worked, or a person says that it is to be tried."""
+        self._until.pop(key, None)
+
+    def __contains__(self, key: K) -> bool:
+        until, _ = self._until.get(key, (0.0, 0.0))
+        return self._now() < until
+
+
 async def in_lanes(
     due: Callable[[], Awaitable[Mapping[str, str]]], work: Callable[[str], Awaitable[bool]]
 ) -> None:

@@ -27,7 +27,7 @@ import anyio
 import msgspec
 
 from apex_creds.audit.events import AuditEvent, EventKind
-from apex_creds.concurrency import SingleFlight, in_lanes, run_to_completion
+from apex_creds.concurrency import Pauses, SingleFlight, in_lanes, run_to_completion
 from apex_creds.documents.records import Record
 from apex_creds.errors import (
     ApexCredsError,
@@ -110,7 +110,9 @@ class Refresher:
         self._vault = vault
         self._post = post
         self._flights: SingleFlight[str, CredentialInfo] = SingleFlight()
-        self._pauses: dict[str, tuple[float, float]] = {}
+        self._pauses: Pauses[str] = Pauses(
+            vault.clock.monotonic, first=_PAUSE, longest=_LONGEST_PAUSE
+        )
 
     async def ensure(
         self, name: str, *, early: bool = False, principal: str = ""
@@ -162,7 +164,7 @@ class Refresher:
             for info in await self._vault.list():
                 if needs_person(info):
                     lost.add(info.key)
-                elif info.connection and is_due(info, now) and not self._is_paused(info.key):
+                elif info.connection and is_due(info, now) and info.key not in self._pauses:
                     place = urlsplit(info.connection.token_endpoint).netloc
                     found.append((info.connection.attempted, info.key, place))
             return {key: place for _, key, place in sorted(found)}
@@ -175,7 +177,7 @@ class Refresher:
                 lost.add(key)
             except (TokenError, CredentialChangedError, NotFoundError):
                 pass
-            return not self._is_paused(key)
+            return key not in self._pauses
 
         await in_lanes(due, renew)
         return len(lost)
@@ -236,7 +238,7 @@ class Refresher:
             raise needs_reconnect(info)
         if before.grant == "refresh_token" and before.attempts >= _MOST_ATTEMPTS:
             raise await self._given_up(info, "answer_lost")
-        if self._is_paused(info.key):
+        if info.key in self._pauses:
             raise TokenError(
                 "The token has expired, and its provider could not be reached a moment ago.",
                 hint="Try again in some seconds.",
@@ -330,9 +332,7 @@ class Refresher:
         """Puts on record what came instead of a token."""
         if is_final(error) or error.code in ("not_understood", "refused"):
             return await self._given_up(info, error.code)
-        _, last = self._pauses.get(info.key, (0.0, 0.0))
-        pause = min(_LONGEST_PAUSE, last * 2 or _PAUSE)
-        self._pauses[info.key] = self._vault.clock.monotonic() + pause, pause
+        self._pauses.begin(info.key)
         code = error.code or "unreachable"
         if not (isinstance(error, OAuthUnreachableError) and error.sent):
             await self._noted(info, state=ConnectionState.CONNECTED, attempts=0, outcome=code)
@@ -355,7 +355,7 @@ class Refresher:
             refreshed=at,
             outcome="ok",
         )
-        self._pauses.pop(info.key, None)
+        self._pauses.end(info.key)
         # A lockdown forbids the use, not the saving of what was obtained already.
         async with self._vault.store.holding():
             return await self._vault.renew(info, renewed, connection=made)
@@ -422,10 +422,6 @@ class Refresher:
         self._vault.record(
             EventKind.ROTATION, action="refresh", credential=name, decision="deny", reason=code
         )
-
-    def _is_paused(self, key: str) -> bool:
-        until, _ = self._pauses.get(key, (0.0, 0.0))
-        return self._vault.clock.monotonic() < until
 
 
 def needs_reconnect(info: CredentialInfo) -> NeedsReconnectError:

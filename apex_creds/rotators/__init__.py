@@ -8,9 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from apex_creds.rotators.configuration import configure
+    from apex_creds.rotators.configuration import configure, rotator_from_uri
     from apex_creds.rotators.protocol import Created, Mode, Rotator, Task
-    from apex_creds.rotators.registry import rotator_from_uri
     from apex_creds.rotators.rotation import Rotations
 
 __all__ = [
@@ -30,8 +29,7 @@ if not TYPE_CHECKING:
         __name__,
         {
             "protocol": ("Created", "Mode", "Rotator", "Task"),
-            "configuration": ("configure",),
-            "registry": ("rotator_from_uri",),
+            "configuration": ("configure", "rotator_from_uri"),
             "rotation": ("Rotations",),
         },
     )

@@ -1,29 +1,75 @@
-"""How a credential is replaced at its provider: chosen, changed, taken away.
+"""Which rotator a credential has: found by URI, chosen, changed, taken away.
 
-Guarantee: a credential gets a rotator only if that can rotate its kind. Values that a rotation
-has left beside the current one go with the rotator: without it, nobody would ever end them.
+The rules, in order:
+
+1. What this package has itself is never replaced by an entry point of another.
+2. A URI that is not understood is not repeated in an error.
+3. A credential gets a rotator only if that can rotate its kind, and none while a rotation is
+   under way.
+4. Values that a rotation has left beside the current one go with the rotator: without it,
+   nobody would ever end them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from importlib import import_module
+from typing import Final, Protocol
 
 from msgspec.structs import replace
 
+from apex_creds import extensions
 from apex_creds.audit.events import EventKind
 from apex_creds.errors import InvalidInputError
 from apex_creds.model import (
+    DYNAMIC,
     SECTIONS,
     CredentialInfo,
     CredentialKind,
     Rotation,
     RotationStage,
 )
-from apex_creds.rotators import openbao_database, registry
-from apex_creds.rotators.rotation import rotations_of
+from apex_creds.rotators import openbao_database
+from apex_creds.rotators.protocol import Rotator
+from apex_creds.rotators.values import forget_others
 from apex_creds.vault import Vault, credential_writes
 
-_BETWEEN = (RotationStage.IDLE, RotationStage.NEEDS_PERSON)
+BUILT_IN: Final = {
+    "aws-access-key": "apex_creds.rotators.aws_access_key",
+    "github-app": "apex_creds.rotators.github_app",
+    "openbao-approle": "apex_creds.rotators.openbao_approle",
+    "postgres-role": "apex_creds.rotators.postgres_role",
+    "redis-acl": "apex_creds.rotators.redis_acl",
+}
+_BETWEEN: Final = (RotationStage.IDLE, RotationStage.NEEDS_PERSON)
+
+
+class FromUri(Protocol):
+    """A module's function ``from_uri``."""
+
+    def __call__(self, uri: str) -> Rotator:
+        """The rotator of a whole URI."""
+
+
+def rotator_from_uri(uri: str) -> Rotator:
+    """The rotator for ``KIND:ADDRESS…``.
+
+    Raises:
+        InvalidInputError: There is none of that kind, or its address is not understood.
+        NotInstalledError: What it needs is not installed.
+    """
+    kind = uri.partition(":")[0]
+    if kind in BUILT_IN:
+        make: FromUri = import_module(BUILT_IN[kind]).from_uri
+        return make(uri)
+    made = extensions.make(extensions.ROTATORS, uri)
+    if not isinstance(made, Rotator):
+        raise InvalidInputError(
+            "There is no such rotator.",
+            hint=f"Use {', '.join([*BUILT_IN, DYNAMIC])}, or install the package that has it "
+            "(docs/EXTENDING.md).",
+        )
+    return made
 
 
 async def configure(
@@ -76,7 +122,7 @@ async def configure(
         )
         _check_kind(info, made)
     elif before is not None:
-        info = await rotations_of(vault).forget_others(info)
+        info = await forget_others(vault, info)
         before = info.rotation
     changes = credential_writes.Edit(
         rotation=made, no_rotation=made is None, replaces=info.version, rotates=before
@@ -92,7 +138,7 @@ def _check_kind(info: CredentialInfo, made: Rotation) -> None:
     if made.dynamic:
         openbao_database.from_uri(made.rotator)
     else:
-        kinds = registry.rotator_from_uri(made.rotator).kinds
+        kinds = rotator_from_uri(made.rotator).kinds
     if info.kind not in kinds or info.connection is not None:
         raise InvalidInputError(
             f"This rotator can't replace a credential of kind {info.kind}.",

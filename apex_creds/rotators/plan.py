@@ -11,6 +11,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from apex_creds.errors import InvalidInputError
 from apex_creds.model import CredentialInfo, Rotation, RotationStage
 
 _EARLY: Final = 600.0
@@ -18,6 +19,24 @@ _EARLY: Final = 600.0
 _PART: Final = 0.25
 MOST_REFUSALS: Final = 3
 """In a row; then the provider is asked again only when a person says so."""
+
+
+def state_of(info: CredentialInfo) -> Rotation:
+    """Of a credential that is replaced at its provider.
+
+    Raises:
+        InvalidInputError: Nothing replaces it, or it is made anew for each lease.
+    """
+    if info.rotation is None:
+        raise InvalidInputError(
+            f"Nothing replaces {info.name!r} at its provider.",
+            hint="Choose a rotator: apex-creds edit NAME --rotator URI",
+        )
+    if info.dynamic:
+        raise InvalidInputError(
+            f"{info.name!r} is made anew for each lease.", hint="There is nothing to rotate."
+        )
+    return info.rotation
 
 
 def next_step(state: Rotation, now: float) -> RotationStage | None:

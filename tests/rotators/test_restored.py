@@ -11,7 +11,7 @@ from apex_creds.admin.backup import backup
 from apex_creds.errors import RotatorError
 from apex_creds.keys import provider_from_uri
 from apex_creds.model import ApiKey, RotationStage, SystemClock
-from apex_creds.rotators import Mode, Rotations, configure, registry
+from apex_creds.rotators import Mode, Rotations, configuration, configure
 from apex_creds.vault import Vault
 from tests.support.fake_rotator import ORIGIN, URI, FakeRotator, Provider, unreachable
 from tests.support.rotators import parts_of
@@ -31,7 +31,7 @@ def find(provider, monkeypatch, mode):
     def find(uri):
         return FakeRotator(provider, mode)
 
-    monkeypatch.setattr(registry, "rotator_from_uri", find)
+    monkeypatch.setattr(configuration, "rotator_from_uri", find)
     return find
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from apex_creds.errors import InvalidInputError, RotatorError, RotatorRefusedError
 from apex_creds.model import ApiKey, RotationStage
-from apex_creds.rotators import Mode, Rotations, configure, registry
+from apex_creds.rotators import Mode, Rotations, configuration, configure
 from apex_creds.rotators.plan import MOST_REFUSALS
 from apex_creds.rotators.protocol import Created
 from apex_creds.scheduler.credential_rotation import CredentialRotation
@@ -55,7 +55,7 @@ def begin(vault, provider, monkeypatch):
         def find(uri):
             return FakeRotator(provider, mode)
 
-        monkeypatch.setattr(registry, "rotator_from_uri", find)
+        monkeypatch.setattr(configuration, "rotator_from_uri", find)
         await vault.put("key", ApiKey(FIRST), origins=[ORIGIN])
         await configure(vault, "key", uri=URI, grace=grace)
         return Rotations(vault, find=find)
@@ -105,7 +105,7 @@ async def test_a_provider_that_does_not_answer_is_asked_again(
     assert info.rotation.outcome == "unreachable"
     assert await rotations.run_due() == 1  # it waits before it asks again
     provider.around = Provider().around
-    assert await Rotations(vault, find=rotations._find).run_due() == 0
+    assert await Rotations(vault, find=rotations._steps._find).run_due() == 0
     assert provider.valid == {await value(vault)}
     assert await value(vault) != FIRST.encode()
 
@@ -138,7 +138,7 @@ async def test_a_rotator_that_ends_more_than_its_step_has_failed(
     assert await rotations.run_due() == 1
     assert (await vault.get("key")).rotation.outcome == "unreachable"
     provider.around = Provider().around
-    assert await Rotations(vault, find=rotations._find).run_due() == 0
+    assert await Rotations(vault, find=rotations._steps._find).run_due() == 0
     assert provider.valid == {await value(vault)}
 
 
@@ -231,7 +231,7 @@ async def test_a_provider_that_refuses_is_asked_three_times_and_then_by_hand(
     provider.around = refuses("create")
     await rotations.ask("key")
     for _ in range(MOST_REFUSALS + 2):
-        await Rotations(vault, find=rotations._find).run_due()
+        await Rotations(vault, find=rotations._steps._find).run_due()
     assert provider.steps == ["create"] * MOST_REFUSALS
     provider.around = Provider().around
     await rotations.ask("key", by_hand=True)
@@ -521,7 +521,7 @@ async def test_what_a_rotator_logs_has_no_value_in_any_form(vault, provider, mon
     def find(uri):
         return Logs(provider, mode)
 
-    monkeypatch.setattr(registry, "rotator_from_uri", find)
+    monkeypatch.setattr(configuration, "rotator_from_uri", find)
     seen.clear()
     shown = io.StringIO()
     handler = logging.StreamHandler(shown)

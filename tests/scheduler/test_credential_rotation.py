@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from apex_creds.errors import ApexCredsError, InvalidInputError
 from apex_creds.keys.keyset import KeyState
 from apex_creds.model import ApiKey, key_of
-from apex_creds.rotators import Mode, Rotations, configure, registry
+from apex_creds.rotators import Mode, Rotations, configuration, configure
 from apex_creds.scheduler import CompromiseSuspected, RotationWorker
 from apex_creds.scheduler.credential_rotation import CredentialRotation
 from apex_creds.scheduler.rotation_state import (
@@ -46,7 +46,7 @@ async def vault(tmp_path, clock, provider, monkeypatch):
     def find(uri):
         return FakeRotator(provider, Mode.DUAL)
 
-    monkeypatch.setattr(registry, "rotator_from_uri", find)
+    monkeypatch.setattr(configuration, "rotator_from_uri", find)
     monkeypatch.setattr("apex_creds.rotators.rotation.rotator_from_uri", find)
     monkeypatch.setattr(Rotations.__init__, "__kwdefaults__", {"find": find})
     async with await create(tmp_path, clock=clock) as made:
@@ -181,7 +181,7 @@ async def people(vault, monkeypatch):
     def find(uri):
         return FakeRotator(found[uri.partition("#")[2]], Mode.DUAL)
 
-    monkeypatch.setattr(registry, "rotator_from_uri", find)
+    monkeypatch.setattr(configuration, "rotator_from_uri", find)
     monkeypatch.setattr(Rotations.__init__, "__kwdefaults__", {"find": find})
     for who in PEOPLE:
         value = ApiKey(f"{FIRST}-{who}")
