@@ -25,6 +25,7 @@ from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple, Self, final
 
 from apex_creds.audit.events import AuditEvent, EventKind
+from apex_creds.concurrency import run_at_once
 from apex_creds.errors import InvalidInputError, InvalidManifestError
 from apex_creds.integrations import apexagent_plugins as plugins
 from apex_creds.integrations.call_arguments import (
@@ -180,102 +181,79 @@ class Installation:
     def __exit__(self, *_: object) -> None:
         self.uninstall()
 
-    # -- invoking ----------------------------------------------------------------
+    # -- what a hook does --------------------------------------------------------
 
-    async def invoke(
-        self, hook: _Hook, args: tuple[object, ...], kwargs: dict[str, object]
-    ) -> object:
-        """What the hook of an asynchronous method does."""
+    async def invoking(
+        self,
+        hook: _Hook,
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
+        *,
+        blocking: bool,
+    ) -> Callable[[], object]:
+        """What is to be called in place of a method that invokes plugins.
+
+        Args:
+            hook: Of the method.
+            args: As the method was called with.
+            kwargs: As the method was called with.
+            blocking: The method is a synchronous one, so that nothing is waited for.
+        """
+        original = functools.partial(hook.original, *args, **kwargs)
         target = hook.target(args, kwargs) if self.active else None
         if target is None:
-            return await _awaited(hook.original(*args, **kwargs))
-        found = plugins.record_of(self.manager, target.plugin_id, can_wait=True)
-        record = await _awaited(found)
+            return original
+        found = plugins.record_of(self.manager, target.plugin_id, can_wait=not blocking)
+        record = _at_once(found) if blocking else await _awaited(found)
         manifest = self._manifest(target, record)
         whom = self._principal() if current_invocation() is None else ""
-        if self.middleware.runner_of(manifest) is not None:
+        walled = self.middleware.runner_of(manifest) is not None
+        if not (walled or manifest.needs or whom) and current_invocation() is None:
+            return original
+        if (walled or manifest.needs) and not blocking:
             await self._removals.finish(target.plugin_id)
-            code, rest, given = self._behind_the_wall(hook, target, record, args, kwargs)
-            return await self.middleware.invoke_action(
-                manifest, target.name, code, rest, given, principal=whom
-            )
-        if not (manifest.needs or whom) and current_invocation() is None:
-            return await _awaited(hook.original(*args, **kwargs))
-        if manifest.needs:
-            await self._removals.finish(target.plugin_id)
-            await _awaited(plugins.load(self.manager, target.plugin_id))
-            manifest = self._sure(manifest, target, record)
-        shape = self._bind(hook, target, manifest)
-        return await self.middleware.invoke_action(
+        elif walled or manifest.needs:
+            self._removals.refuse_unfinished(target.plugin_id)
+        code, shape = hook.original, None
+        if walled:
+            code, args, kwargs = self._behind_the_wall(hook, target, record, args, kwargs)
+        elif manifest.needs:
+            loaded = plugins.load(self.manager, target.plugin_id)
+            _at_once(loaded) if blocking else await _awaited(loaded)
+            if target.plugin_id in self._manifests.unsure:  # the checksum takes it loaded
+                manifest = self._manifest(target, record, nowhere=UNLOCATED)
+            shape = self._bind(hook, target)
+        middleware = self.middleware
+        return functools.partial(
+            middleware.invoke_sync if blocking else middleware.invoke_action,
             manifest,
             target.name,
-            hook.original,
+            code,
             args,
             kwargs,
             shape_from=shape,
             principal=whom,
         )
 
-    def invoke_sync(
-        self, hook: _Hook, args: tuple[object, ...], kwargs: dict[str, object]
-    ) -> object:
-        """What the hook of a synchronous method does."""
-        target = hook.target(args, kwargs) if self.active else None
-        if target is None:
-            return hook.original(*args, **kwargs)
-        record = _at_once(plugins.record_of(self.manager, target.plugin_id, can_wait=False))
-        manifest = self._manifest(target, record)
-        whom = self._principal() if current_invocation() is None else ""
-        if self.middleware.runner_of(manifest) is not None:
-            self._removals.refuse_unfinished(target.plugin_id)
-            code, rest, given = self._behind_the_wall(hook, target, record, args, kwargs)
-            return self.middleware.invoke_sync(
-                manifest, target.name, code, rest, given, principal=whom
-            )
-        if not (manifest.needs or whom) and current_invocation() is None:
-            return hook.original(*args, **kwargs)
-        if manifest.needs:
-            self._removals.refuse_unfinished(target.plugin_id)
-            _at_once(plugins.load(self.manager, target.plugin_id))
-            manifest = self._sure(manifest, target, record)
-        shape = self._bind(hook, target, manifest)
-        return self.middleware.invoke_sync(
-            manifest,
-            target.name,
-            hook.original,
-            args,
-            kwargs,
-            shape_from=shape,
-            principal=whom,
-        )
-
-    # -- removing ----------------------------------------------------------------
-
-    async def take_away(
-        self, hook: _Hook, args: tuple[object, ...], kwargs: dict[str, object]
-    ) -> object:
-        """What the hook of an asynchronous method that removes or unloads does."""
+    async def removing(
+        self,
+        hook: _Hook,
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
+        *,
+        blocking: bool,
+    ) -> Callable[[], object]:
+        """As ``invoking``, of a method that removes or unloads a plugin."""
         plugin = self._meant(hook, args, kwargs) if self.active else None
         if plugin is not None:
             self._manifests.forget(plugin)
-        if plugin is not None and hook.name in UNLOADING:
-            self._removals.unloaded(plugin)
-        elif plugin is not None:
-            await self._removals.removed(plugin)
-        return await _awaited(hook.original(*args, **kwargs))
-
-    def take_away_sync(
-        self, hook: _Hook, args: tuple[object, ...], kwargs: dict[str, object]
-    ) -> object:
-        """What the hook of a synchronous one does."""
-        plugin = self._meant(hook, args, kwargs) if self.active else None
-        if plugin is not None:
-            self._manifests.forget(plugin)
-        if plugin is not None and hook.name in UNLOADING:
-            self._removals.unloaded(plugin)
-        elif plugin is not None:
-            self._removals.removed_sync(plugin)
-        return hook.original(*args, **kwargs)
+            if hook.name in UNLOADING:
+                self._removals.unloaded(plugin)
+            elif blocking:
+                self._removals.removed_sync(plugin)
+            else:
+                await self._removals.removed(plugin)
+        return functools.partial(hook.original, *args, **kwargs)
 
     def _meant(
         self, hook: _Hook, args: tuple[object, ...], kwargs: dict[str, object]
@@ -338,18 +316,8 @@ class Installation:
         )
         return code, *hook.without_target(args, kwargs)
 
-    def _sure(self, manifest: Manifest, target: _Target, record: object) -> Manifest:
-        """The manifest with its checksum, which may take the plugin to be loaded."""
-        if target.plugin_id not in self._manifests.unsure:
-            return manifest
-        return self._manifest(target, record, nowhere=UNLOCATED)
-
-    def _bind(
-        self, hook: _Hook, target: _Target, manifest: Manifest
-    ) -> Callable[..., object] | None:
+    def _bind(self, hook: _Hook, target: _Target) -> Callable[..., object] | None:
         """Has the plugin's methods be given handles; else a method to pass them on to."""
-        if not manifest.needs:
-            return None
         plugin = plugins.loaded(self.manager, target.plugin_id, ask=True)
         if plugin is None:
             return None
@@ -375,21 +343,20 @@ class _Hook:
         # Of the manager's parameters for the plugin's id and the action.
         self._names = names[:2] if len(names) > 1 else ["plugin_id", "action_name"]
         self.replacement: Callable[..., object]
-        invokes = name in METHODS
+        plan = installation.invoking if name in METHODS else installation.removing
         if inspect.iscoroutinefunction(self.original):
-            does = installation.invoke if invokes else installation.take_away
 
             @functools.wraps(self.original)
             async def hooked(*args: object, **kwargs: object) -> object:
-                return await does(self, args, kwargs)
+                call = await plan(self, args, kwargs, blocking=False)
+                return await _awaited(call())
 
             self.replacement = hooked
         else:
-            does_now = installation.invoke_sync if invokes else installation.take_away_sync
 
             @functools.wraps(self.original)
             def hooked_sync(*args: object, **kwargs: object) -> object:
-                return does_now(self, args, kwargs)
+                return run_at_once(plan(self, args, kwargs, blocking=True))()
 
             self.replacement = hooked_sync
 

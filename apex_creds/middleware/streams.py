@@ -112,7 +112,7 @@ def guard_sync(stream: Iterator[object], call: WrappedCall) -> Iterator[object]:
     return guarded
 
 
-async def _async_steps(  # noqa: C901 - a generator can't hand its yields to a helper
+async def _async_steps(
     stream: AsyncIterator[object], call: WrappedCall
 ) -> AsyncGenerator[object, object]:
     outcome, chunks = "closed", ChunkRedactor(call)
@@ -143,14 +143,8 @@ async def _async_steps(  # noqa: C901 - a generator can't hand its yields to a h
         failure = call.clean_error(error)
     finally:
         closing = await _close_in_time(stream, call)
-    failure = failure or closing
-    if failure is not None:
-        chunk = None  # what was not redacted must not be in the frame that raises
-        call.finish(type(failure).__name__ if outcome == "ok" else outcome)
-        raise failure
-    held = chunks.flush() if outcome == "ok" else []
-    call.finish(outcome)
-    for clean in held:
+    chunk = None  # what was not redacted must not be in a frame of what raises
+    for clean in _finished(call, chunks, outcome, failure or closing):
         yield clean
 
 
@@ -192,14 +186,21 @@ def _sync_steps(  # noqa: C901 - as _async_steps
             result = call.clean(result, where="result")
         except Exception as error:
             result, failure = None, call.clean_error(error)
+    chunk = None  # what was not redacted must not be in a frame of what raises
+    yield from _finished(call, chunks, outcome, failure)
+    return result
+
+
+def _finished(
+    call: WrappedCall, chunks: ChunkRedactor, outcome: str, failure: BaseException | None
+) -> list[object]:
+    """What was kept of the stream's end, with the call finished; raises what went wrong."""
     if failure is not None:
-        chunk = None  # what was not redacted must not be in the frame that raises
         call.finish(type(failure).__name__ if outcome == "ok" else outcome)
         raise failure
     held = chunks.flush() if outcome == "ok" else []
     call.finish(outcome)
-    yield from held
-    return result
+    return held
 
 
 class _EndedError(Exception):

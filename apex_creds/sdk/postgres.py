@@ -96,11 +96,21 @@ class Login:
 
         Each connection takes the first invocation that uses it; one of another is replaced.
         """
-        return {"connection_class": _psycopg(self._account), "check": self._check}
+        import psycopg
+
+        return {
+            "connection_class": _bound(self._account, psycopg.Connection),
+            "check": self._check,
+        }
 
     def psycopg_async(self) -> dict[str, Any]:
         """As ``psycopg``, for ``AsyncConnectionPool``."""
-        return {"connection_class": _psycopg_async(self._account), "check": self._acheck}
+        import psycopg
+
+        return {
+            "connection_class": _bound(self._account, psycopg.AsyncConnection),
+            "check": self._acheck,
+        }
 
     def asyncpg(self) -> dict[str, Any]:
         """For a pool that is made once: ``asyncpg.create_pool(**db.asyncpg())``.
@@ -174,10 +184,10 @@ def _check_use(account: Account, ticket: str) -> None:
 
 
 @lru_cache(maxsize=64)
-def _psycopg(account: Account) -> type[Connection[Any]]:
-    import psycopg
+def _bound(account: Account, kind: Any) -> Any:
+    """A class of psycopg's connections, blocking or asynchronous ones."""
 
-    class Bound(psycopg.Connection[Any]):
+    class Bound(kind):
         """Of the first invocation that uses it."""
 
         @classmethod
@@ -189,21 +199,3 @@ def _psycopg(account: Account) -> type[Connection[Any]]:
             return super().wait(gen, *args, **options)
 
     return Bound
-
-
-@lru_cache(maxsize=64)
-def _psycopg_async(account: Account) -> type[AsyncConnection[Any]]:
-    import psycopg
-
-    class AsyncBound(psycopg.AsyncConnection[Any]):
-        """Of the first invocation that uses it."""
-
-        @classmethod
-        async def connect(cls, conninfo: str = "", **options: Any) -> Any:
-            return await super().connect(conninfo, **{**options, **_place(account)})
-
-        async def wait(self, gen: Any, *args: Any, **options: Any) -> Any:
-            _check_use(account, self.pgconn.user.decode())
-            return await super().wait(gen, *args, **options)
-
-    return AsyncBound

@@ -18,7 +18,7 @@ import redis
 import redis.asyncio as aredis
 from redis.exceptions import NoPermissionError, RedisError
 
-from apex_creds.concurrency import soon
+from apex_creds.concurrency import run_at_once, soon
 from apex_creds.errors import ApexCredsError, InvalidInputError
 from apex_creds.leases.broker import find_open, keep_open
 from apex_creds.leases.logins import (
@@ -129,6 +129,35 @@ class _Ours:
     def _is_anothers(self) -> bool:
         return bool(self._lease_id) and self._lease_id != self._mine()
 
+    async def _log_in(
+        self,
+        write: Callable[[bytes | memoryview], object],
+        close: Callable[[], object],
+        *,
+        blocking: bool = False,
+    ) -> None:
+        """Logs in, and has ``close`` called when the lease ends."""
+        connection: Any = self
+        lease_id, server = self._mine(), self._server
+        try:
+            assert server is not None
+            with (
+                redeem_login_blocking(lease_id, server)
+                if blocking
+                else await redeem_login(lease_id, server)
+            ) as opened:
+                for part in _login(opened, self._account.user):
+                    write(part)
+                try:
+                    answer = connection.read_response()
+                    if not blocking:
+                        await answer
+                except RedisError as error:
+                    raise _said(error, opened) from None
+        except ApexCredsError as error:
+            raise _refused(error) from None
+        self._begin(lease_id, close)
+
     def _begin(self, lease_id: str, close: Callable[[], object]) -> None:
         self._lease_id, self._at_end = lease_id, close
         find_open(lease_id)[0].close_at_end(close)
@@ -157,19 +186,8 @@ class _Bound(_Ours, redis.Connection):
 
     def on_connect_check_health(self, check_health: bool = True) -> None:
         self._parser.on_connect(self)
-        lease_id, sock = self._mine(), self._sock
-        try:
-            assert self._server is not None
-            with redeem_login_blocking(lease_id, self._server) as opened:
-                for part in _login(opened, self._account.user):
-                    sock.sendall(part)
-                try:
-                    self.read_response()
-                except RedisError as error:
-                    raise _said(error, opened) from None
-        except ApexCredsError as error:
-            raise _refused(error) from None
-        self._begin(lease_id, partial(shut, sock))
+        sock = self._sock
+        run_at_once(self._log_in(sock.sendall, partial(shut, sock), blocking=True))
         super().on_connect_check_health(check_health)
 
     def send_packed_command(self, command: Any, check_health: bool = True) -> None:
@@ -206,20 +224,8 @@ class _AsyncBound(_Ours, aredis.Connection):
 
     async def on_connect_check_health(self, check_health: bool = True) -> None:
         self._parser.on_connect(self)
-        lease_id, writer = self._mine(), self._writer
-        try:
-            assert self._server is not None
-            with await redeem_login(lease_id, self._server) as opened:
-                for part in _login(opened, self._account.user):
-                    writer.write(part)
-                try:
-                    await self.read_response()
-                except RedisError as error:
-                    raise _said(error, opened) from None
-        except ApexCredsError as error:
-            raise _refused(error) from None
-        loop = asyncio.get_running_loop()
-        self._begin(lease_id, partial(soon, loop, writer.transport.abort))
+        writer, loop = self._writer, asyncio.get_running_loop()
+        await self._log_in(writer.write, partial(soon, loop, writer.transport.abort))
         await super().on_connect_check_health(check_health)
 
     async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
