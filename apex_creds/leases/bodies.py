@@ -21,6 +21,7 @@ import httpcore
 import httpx
 import msgspec
 
+from apex_creds.concurrency import run_at_once
 from apex_creds.errors import EventLoopError, InvalidInputError
 from apex_creds.leases.answer_search import AnswerFilter
 from apex_creds.leases.broker import keep_open
@@ -60,12 +61,17 @@ _CLOSED: Final = SendFailure(
 )
 
 
+def bare(error: BaseException) -> BaseException:
+    """The error without its frames, which hold what was sent and what came; nor its cause."""
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    return error
+
+
 def failed(error: BaseException, say: Say) -> BaseException:
-    """The error to raise: without the frames that held the secret, its cause or context."""
+    """The error to raise, ``bare``, and as the library that sent says it."""
     if isinstance(error, _HTTPCORE):
         error = getattr(httpx, type(error).__name__)(str(error))
-    # The frames of the pool hold the headers as they were sent.
-    error.__traceback__ = error.__cause__ = error.__context__ = None
+    bare(error)
     if not isinstance(error, httpx.HTTPError):
         return error
     words = str(error) if isinstance(error, _BEFORE) else _MEANWHILE
@@ -77,12 +83,27 @@ def failed(error: BaseException, say: Say) -> BaseException:
 
 
 class _Open(msgspec.Struct, Generic[T], eq=False):
-    """What a body holds until it is closed."""
+    """What a body holds until it is closed.
+
+    Attributes:
+        loop: Where it is read; None: in threads.
+        chunks: What comes, as it is read.
+        clean: What goes on of the last chunk.
+        ended: Whether all has come.
+    """
 
     stream: T
     permit: Permit
     loop: asyncio.AbstractEventLoop | None
     search: AnswerFilter | None = None
+    chunks: Any = None
+    clean: Iterator[bytes] = iter(())
+    ended: bool = False
+
+    def rest(self) -> bytes | None:
+        """What the search held back, when all has come."""
+        ended, self.ended = self.ended, True
+        return None if ended or self.search is None else self.search.finish() or None
 
     def release(self) -> None:
         """Gives all but the stream back."""
@@ -131,6 +152,43 @@ class _Body(Generic[T]):
         """Closes it from code that can't wait: a lease of it has ended."""
         raise NotImplementedError
 
+    async def _next(self) -> bytes | BaseException | None:
+        """What goes on next, or why nothing does; None: the end.
+
+        The generators that a plugin steps have it done here: in their frames, and those of
+        what they raise, nothing leads to what came, or to what it is searched for.
+        """
+        try:
+            opened = self._opened()
+            if opened.chunks is None:
+                stream = opened.stream
+                opened.chunks = iter(stream) if opened.loop is None else aiter(stream)
+            chunk: bytes | None
+            while (clean := next(opened.clean, None)) is None:
+                if opened.loop is None:
+                    chunk = next(opened.chunks, None)
+                else:
+                    chunk = await anext(opened.chunks, None)
+                if chunk is None:
+                    return opened.rest()
+                if opened.search is None:
+                    return chunk
+                opened.clean = iter(opened.search.feed(chunk))
+            return clean
+        except BaseException as error:
+            return failed(error, self._say)
+
+    def _opened(self) -> _Open[Any]:
+        opened: _Open[Any] | None = OPEN.get(self)
+        if opened is None:
+            raise self._say(_CLOSED)
+        if opened.loop is not None and opened.loop is not asyncio.get_running_loop():
+            raise EventLoopError(
+                "A response is read on the event loop that it was requested on.",
+                hint="Read it there, and pass on what it says.",
+            )
+        return opened
+
     def _taken(self) -> _Open[T] | None:
         for lease_id in self._lease_ids:
             keep_open(lease_id, self.abandon)
@@ -141,32 +199,10 @@ class AsyncBody(_Body[httpx.AsyncByteStream], httpx.AsyncByteStream):
     """The body of an asynchronous answer."""
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        failure: BaseException | None = None
-        opened = self._opened_here()
-        search = opened.search
-        try:
-            async for chunk in opened.stream:
-                for clean in (chunk,) if search is None else search.feed(chunk):
-                    yield clean
-            if search is not None and (rest := search.finish()):
-                yield rest
-        except GeneratorExit:
-            raise
-        except BaseException as error:
-            failure = failed(error, self._say)
-        if failure is not None:
-            raise failure
-
-    def _opened_here(self) -> _Open[httpx.AsyncByteStream]:
-        opened: _Open[httpx.AsyncByteStream] | None = OPEN.get(self)
-        if opened is None:
-            raise self._say(_CLOSED)
-        if opened.loop is not asyncio.get_running_loop():
-            raise EventLoopError(
-                "A response is read on the event loop that it was requested on.",
-                hint="Read it there, and pass on what it says.",
-            )
-        return opened
+        while (came := await self._next()) is not None:
+            if isinstance(came, BaseException):
+                raise came
+            yield came
 
     async def aclose(self) -> None:
         """Gives connection and place back; idempotent."""
@@ -189,22 +225,10 @@ class SyncBody(_Body[httpx.SyncByteStream], httpx.SyncByteStream):
     """As ``AsyncBody``, for worker threads."""
 
     def __iter__(self) -> Iterator[bytes]:
-        failure: BaseException | None = None
-        opened: _Open[httpx.SyncByteStream] | None = OPEN.get(self)
-        if opened is None:
-            raise self._say(_CLOSED)
-        search = opened.search
-        try:
-            for chunk in opened.stream:
-                yield from (chunk,) if search is None else search.feed(chunk)
-            if search is not None and (rest := search.finish()):
-                yield rest
-        except GeneratorExit:
-            raise
-        except BaseException as error:
-            failure = failed(error, self._say)
-        if failure is not None:
-            raise failure
+        while (came := run_at_once(self._next())) is not None:
+            if isinstance(came, BaseException):
+                raise came
+            yield came
 
     def close(self) -> None:
         """Gives connection and place back; idempotent."""

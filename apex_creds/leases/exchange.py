@@ -31,6 +31,7 @@ from apex_creds.leases.bodies import (
     SyncBody,
     Upload,
     Whole,
+    bare,
     failed,
     upload,
 )
@@ -64,6 +65,15 @@ async def exchange(
         BaseException: It failed: what ``request.say`` makes of that, or what the request's
             body raised.
     """
+    try:
+        return await _exchange(lease_ids, request, blocking=blocking)
+    except BaseException as error:
+        failure = bare(error)
+    raise failure
+
+
+async def _exchange(lease_ids: Sequence[str], request: Request, *, blocking: bool) -> Answered:
+    """As ``exchange``; the frames of what it raises lead to what came, and to the pool."""
     leases, broker, taken, asked, key, waits = checked(lease_ids, request)
     if broker.search is not None:
         broker.search.ask(leases, taken.headers)
@@ -204,8 +214,7 @@ def _injected(
     try:
         return inject(taken, uses, body=body)
     except ApexCredsError as error:
-        error.__traceback__ = error.__cause__ = error.__context__ = None
-        return error
+        return bare(error)
     except Exception:  # its frames and words may hold the secret
         return InvalidInputError("The request can't be built with the credential in it.")
 

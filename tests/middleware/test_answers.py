@@ -7,8 +7,9 @@ import base64
 import contextlib
 import gzip
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import TracebackType
 
 import httpx
 import pytest
@@ -16,7 +17,10 @@ import pytest
 from apex_creds.errors import AnswerWithheldError
 from apex_creds.middleware.call import OnLeak
 from apex_creds.model import ApiKey, BasicAuth
+from apex_creds.redaction.answers import SearchedAnswer
+from apex_creds.redaction.masks import Mask
 from apex_creds.telemetry import instruments
+from tests.support.canaries import holders, reachable
 from tests.support.loopback import Server, ok, server
 from tests.support.worlds import World, world_in
 
@@ -253,3 +257,101 @@ async def test_masks_are_wiped_by_a_lockdown_and_at_the_end(world: World, here: 
     assert kept.mask.longest == 0
     with contextlib.suppress(Exception):
         await world.vault.lock("test")
+
+
+BROKEN: dict[str, Callable[[str], bytes]] = {
+    "a head that can't be searched": lambda head: ok(
+        b"?", "302 Found", location=f"/?k={sent(head)}", content_encoding="br"
+    ),
+    "a body that is not compressed": lambda head: ok(head.encode(), content_encoding="gzip"),
+    "a body that is cut off": lambda head: ok(
+        gzip.compress(head.encode())[:-9], content_encoding="gzip"
+    ),
+    "a body that goes wrong": lambda head: (
+        ok(head.encode(), content_length="9999") + b"x" * 9 + b"\r\n\r\n"
+    ),
+}
+
+
+def in_frames(error: BaseException) -> list[object]:
+    """What the frames below the plugin's own have, and what else an error leads to."""
+    below = error.__traceback__.tb_next
+    own = [each.tb_frame.f_locals for each in _each(below)]
+    return [each for frame in own for each in frame.values() if each is not error] + [
+        error.__cause__,
+        error.__context__,
+    ]
+
+
+def _each(traceback: TracebackType | None) -> Iterator[TracebackType]:
+    while traceback is not None:
+        yield traceback
+        traceback = traceback.tb_next
+
+
+@pytest.mark.parametrize("blocking", [False, True])
+@pytest.mark.parametrize("how", BROKEN)
+async def test_what_fails_leads_to_nothing_that_came(
+    world: World, here: Server, how: str, blocking: bool
+) -> None:
+    """Not by the frames that a reporter of errors prints either."""
+    here.answer = BROKEN[how]
+    failures: list[str] = []
+
+    def seen(error: Exception) -> None:
+        failures.append(type(error).__name__)
+        assert not holders(SECRET, *in_frames(error))
+
+    async def plugin(credentials):
+        async with credentials["web"].client() as http:
+            try:
+                await http.get(here.origin)
+            except (AnswerWithheldError, httpx.HTTPError) as error:
+                seen(error)
+
+    def in_thread(credentials):
+        with credentials["web"].sync_client() as http:
+            try:
+                http.get(here.origin)
+            except (AnswerWithheldError, httpx.HTTPError) as error:
+                seen(error)
+
+    await world.call(in_thread if blocking else plugin, needs=(NEED,))
+    assert failures
+
+
+@pytest.mark.parametrize("blocking", [False, True])
+@pytest.mark.parametrize("coding", [{}, {"content_encoding": "gzip"}])
+async def test_a_body_that_is_stepped_leads_to_nothing_that_came(
+    world: World, here: Server, coding: dict[str, str], blocking: bool
+) -> None:
+    """Nor to what it is searched for: generators of the plugin show their frames."""
+
+    def echoed(head: str) -> bytes:
+        body = gzip.compress(head.encode() * 9) if coding else head.encode() * 9
+        return chunked(body[:60], body[60:], **coding)
+
+    here.answer = echoed
+
+    def seen(steps: object) -> None:
+        found = list(reachable(steps))
+        assert not holders(SECRET, *found)
+        assert not [each for each in found if isinstance(each, Mask | SearchedAnswer)]
+
+    async def plugin(credentials):
+        http = credentials["web"].client()
+        async with http, http.stream("GET", here.origin) as answer:
+            steps = answer.stream._stream.__aiter__()
+            await anext(steps)
+            seen(steps)
+            await steps.aclose()
+
+    def in_thread(credentials):
+        http = credentials["web"].sync_client()
+        with http, http.stream("GET", here.origin) as answer:
+            steps = answer.stream._stream.__iter__()
+            next(steps)
+            seen(steps)
+            steps.close()
+
+    await world.call(in_thread if blocking else plugin, needs=(NEED,))
