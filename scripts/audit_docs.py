@@ -85,10 +85,10 @@ only as trustworthy as the directory.
   unsealing refuses with what is behind, and by how much. An auditor knows if they kept a
   checkpoint (`audit checkpoint`, then `audit verify --since FILE`), as does a witness.
 - Events after the newest checkpoint are not signed yet: at most the {DEFAULT_CADENCE.events}
-  events or {DEFAULT_CADENCE.seconds:.0f} seconds above. Whoever can write the file could
+  events or {DEFAULT_CADENCE.seconds:.0f} seconds above. Anybody who can write the file could
   change or add such events. While nobody has the log open, `verify` fails on them; the next
   unsealing records how many there were.
-- Whoever has the master key can sign another history. A witness that cosigned, or a
+- The holder of the master key can sign another history. A witness that cosigned, or a
   checkpoint kept elsewhere, shows it.
 - What is anchored when: what takes something away, before it is acknowledged (`revoke`, a
   denial, `lockdown` and `unlock`, a code or challenge that was used and each failure, a key
@@ -102,7 +102,7 @@ only as trustworthy as the directory.
   logged once, and it is tried again with each checkpoint; until then the window is open.
 - Only what was authenticated is anchored: a document that fails its MAC changes nothing.
 - The anchor is as strong as its place. `keyring:` keeps it in the keyring. `file:PATH` keeps
-  it beside the key, and `passphrase:` in the user's state directory: whoever can put back an
+  it beside the key, and `passphrase:` in the user's state directory: an attacker who can put back an
   older anchor file with an older copy of the vault is not noticed. A removed anchor is
   recorded at the next unsealing.
 

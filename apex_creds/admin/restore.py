@@ -44,7 +44,7 @@ from apex_creds.vault import create, credential_writes, unfinished
 from apex_creds.vault.unfinished import ASIDE, STAGE
 from apex_creds.vault.vault import Vault
 
-__all__ = ["Restored", "check_copy", "doubt_rotations", "install", "record", "staged"]
+__all__ = ["Restored", "check_copy", "install", "mark_rotations_uncertain", "record", "staged"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,9 @@ async def check_copy(stage: Path, *, provider: MasterKeyProvider, clock: Clock) 
     return manifest
 
 
-async def doubt_rotations(stage: Path, *, provider: MasterKeyProvider, clock: Clock) -> None:
+async def mark_rotations_uncertain(
+    stage: Path, *, provider: MasterKeyProvider, clock: Clock
+) -> None:
     """Leaves to a person how rotations at providers go on, before a copy is the vault.
 
     Raises:
@@ -116,7 +118,7 @@ async def doubt_rotations(stage: Path, *, provider: MasterKeyProvider, clock: Cl
     storage = FileStorage(stage)
     async with unsealed(storage, provider, clock) as (store, keystore):
         create.map_names(storage, keystore)
-        await credential_writes.doubt_rotations(store)
+        await credential_writes.mark_rotations_uncertain(store)
 
 
 def install(stage: Path, home: Path, *, force: bool = False) -> Path | None:

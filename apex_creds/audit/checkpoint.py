@@ -321,8 +321,8 @@ def check_signatures(
 ) -> None:
     """Returns if the log's key signed it; those of known witnesses must be right, too.
 
-    Lines of unknown keys are passed over (c2sp.org/signed-note): one who can write to the
-    file could add one, and shows nothing by it.
+    Lines of unknown keys are passed over (c2sp.org/signed-note): they prove nothing, since
+    anybody who can write the file can add one.
 
     Args:
         checkpoint: What is signed.

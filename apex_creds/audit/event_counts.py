@@ -1,9 +1,9 @@
 """How many events of which kind a log has, kept up to date by reading what is new.
 
-Guarantee: counts are those of the log itself, whichever process wrote an event, from the
-first one on: they grow only, also across restarts of the process that counts, and nothing is
-said before all of it was read. Reasons are counted apart only where reasons are a closed set;
-everything else in an event is passed over.
+Guarantee: the counts cover the whole log, from its first event on and by all processes that
+write it; so they only grow, also over restarts, and there are none before all of it was
+read. Reasons are counted apart only where they are a closed set; everything else in an event is
+passed over.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from apex_creds.audit import line
 from apex_creds.audit.events import EventKind
 from apex_creds.audit.note import VerifierKey
 from apex_creds.audit.segment import segments
-from apex_creds.audit.summary import OUTCOMES, REASONS, Summaries, What, what
+from apex_creds.audit.summary import OUTCOMES, REASONS, EventLabel, Summaries, label_of
 from apex_creds.audit.verify import entries
 
-__all__ = ["EXPECTED", "EventCounts", "What"]
+__all__ = ["EXPECTED", "EventCounts", "EventLabel"]
 
 _Mark = tuple[str, int]
 
 EXPECTED: Final = (
-    *(What(kind.value) for kind in (EventKind.LEAK, EventKind.REVOKE, EventKind.GRANT)),
-    *(What(EventKind.DENIAL.value, reason) for reason in sorted(REASONS)),
-    *(What(EventKind.FACTOR.value, outcome) for outcome in sorted(OUTCOMES)),
-    What(EventKind.REVOKE.value, "lockdown"),
+    *(EventLabel(kind.value) for kind in (EventKind.LEAK, EventKind.REVOKE, EventKind.GRANT)),
+    *(EventLabel(EventKind.DENIAL.value, reason) for reason in sorted(REASONS)),
+    *(EventLabel(EventKind.FACTOR.value, outcome) for outcome in sorted(OUTCOMES)),
+    EventLabel(EventKind.REVOKE.value, "lockdown"),
 )
 """What is counted as 0 before it happens."""
 
@@ -46,7 +46,7 @@ class EventCounts:
         self._directory = directory
         self._vault_id = vault_id
         self._lock = threading.Lock()
-        self._counts: dict[What, int] = {}
+        self._counts: dict[EventLabel, int] = {}
         self._mark: _Mark | None = None
         self.seq = 0
 
@@ -86,10 +86,10 @@ class EventCounts:
                 for at, text in entries(
                     self._directory, vault_id=self._vault_id, after=seq, unless=summed
                 ):
-                    counts[what(line.decode(text))] += 1
+                    counts[label_of(line.decode(text))] += 1
                     seq = at
             self._counts, self.seq, self._mark = dict(counts), seq, mark
 
-    def read(self) -> dict[What, int]:
+    def read(self) -> dict[EventLabel, int]:
         """The counts as they were after the last update; empty before."""
         return self._counts

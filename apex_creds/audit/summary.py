@@ -31,12 +31,12 @@ from apex_creds.policy.decide import REFUSALS
 __all__ = [
     "OUTCOMES",
     "REASONS",
+    "EventLabel",
     "Summaries",
     "Summary",
-    "What",
     "has_summary",
+    "label_of",
     "signed_summary",
-    "what",
 ]
 
 REASONS: Final = frozenset(reason.value for reason in REFUSALS)
@@ -46,7 +46,7 @@ _ROTATED: Final = re.compile(r"(promote|rotate|move|retire|destroy) (master|kek|
 _NAME: Final = "/segment"
 
 
-class What(NamedTuple):
+class EventLabel(NamedTuple):
     """A kind of event.
 
     Attributes:
@@ -59,7 +59,7 @@ class What(NamedTuple):
     reason: str = ""
 
 
-def what(event: Recorded) -> What:
+def label_of(event: Recorded) -> EventLabel:
     """What an event is counted as."""
     match event.kind:
         case EventKind.DENIAL:
@@ -72,7 +72,7 @@ def what(event: Recorded) -> What:
             reason = "lockdown"
         case _:
             reason = ""
-    return What(event.kind.value, reason)
+    return EventLabel(event.kind.value, reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class Summary:
     last: int
     earliest: float
     latest: float
-    counts: Mapping[What, int]
+    counts: Mapping[EventLabel, int]
 
     def text(self, name: str, number: int, root: bytes) -> str:
         """What is signed."""
@@ -143,7 +143,7 @@ def signed_summary(
         times = [event.time for event in events]
         if not content.sealed or not times:
             return b"", None
-        found = Summary(edge.size, min(times), max(times), Counter(map(what, events)))
+        found = Summary(edge.size, min(times), max(times), Counter(map(label_of, events)))
         name = key.origin + _NAME
         made = notes.sign(found.text(name, number, edge.root()), name=name, key=key.signer)
         return str(made).encode(), content
@@ -181,10 +181,10 @@ class Summaries:
             note.check(self._key)
             _, _, last, _, times, *counts, _ = note.text.split("\n")
             earliest, latest = times.split(" ")
-            counted: dict[What, int] = {}
+            counted: dict[EventLabel, int] = {}
             for each in counts:
                 count, kind, *reason = each.split(" ", 2)
-                counted[What(kind, *reason)] = int(count)
+                counted[EventLabel(kind, *reason)] = int(count)
             found = Summary(int(last), float(earliest), float(latest), counted)
             if (found.last, note.text) == (
                 after.size,

@@ -48,7 +48,7 @@ EXIT_CODES: Final[dict[int, str]] = {
     70: "An error that should not happen; please report it.",
     74: "Standard output could not be written (a full disk); what was done is done.",
     130: "Interrupted.",
-    141: "Whoever reads standard output went away; what was done is done.",
+    141: "The reader of standard output went away; what was done is done.",
 }
 """What the process ends with; docs/CLI.md is made from this."""
 
@@ -115,7 +115,7 @@ def _failed(error: Exception) -> int:
         where = f" ({error.filename})" if error.filename else ""
         console.fail(
             f"The system refused something: {error.strerror or type(error).__name__}{where}.",
-            "Look at the disk and its permissions; then: apex-creds doctor.",
+            "Check the disk and its permissions; then: apex-creds doctor.",
             kind="StorageError",
             code=StorageError.exit_code,
         )

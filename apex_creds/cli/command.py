@@ -336,7 +336,7 @@ def read_header(chosen: Settings) -> Header:
     if stored is None:
         raise VaultNotFoundError(
             f"There is no vault where {home} says that it is.",
-            hint="Look at the database, and at security/config.json.",
+            hint="Check the database, and security/config.json.",
         )
     return parse(stored.data, section=KEYSTORE, vault_id=None).header
 

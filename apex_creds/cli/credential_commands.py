@@ -128,10 +128,7 @@ def about_origins(info: CredentialInfo) -> list[Note]:
         return [Note(f"It may be sent nowhere yet: {advice}")]
     clear = [one for one in info.origins if one.scheme in ("http", "redis") and not one.here]
     return [
-        Note(
-            f"Whoever is on the way to {one} can read it: that is {one.scheme}, "
-            f"not {one.scheme}s."
-        )
+        Note(f"It can be read on its way to {one}: that is {one.scheme}, not {one.scheme}s.")
         for one in clear
     ]
 

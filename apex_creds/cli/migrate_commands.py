@@ -262,7 +262,7 @@ def _finish(chosen: Settings) -> Report:
     for source in kept:
         why = (
             f"{source.path} has entries ({source.unread}) that could not be read: nothing of "
-            "it was erased. Look at its files with the old program; then remove them yourself."
+            "it was erased. Read its files with the old program; then remove them yourself."
             if source.unread
             else f"{source.path} was read by an older version, which overlooked some layouts: "
             "nothing of it was erased. Take the .bak from the names of its files, and run: "

@@ -128,7 +128,7 @@ PANELS: Final[Mapping[str, Mapping[str, Entry]]] = {
         ),
         "worker": Entry(
             "service_commands:worker",
-            "Rotate keys when they are due, until it is told to stop (SIGTERM, SIGINT).",
+            "Rotate keys when they are due, until it is stopped (SIGTERM, SIGINT).",
         ),
     },
     "Watching": {

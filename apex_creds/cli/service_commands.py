@@ -39,7 +39,7 @@ async def worker(
         bool, flag("Re-encrypt while another one rotates.", "--help-others")
     ] = False,
 ) -> None:
-    """Rotate keys when they are due, until it is told to stop (SIGTERM, SIGINT)."""
+    """Rotate keys when they are due, until it is stopped (SIGTERM, SIGINT)."""
     from apex_creds.scheduler.reencryption import Pace
     from apex_creds.scheduler.worker import Rhythm, RotationWorker, notify_systemd
 
@@ -102,7 +102,7 @@ def dashboard(
 ) -> None:
     """Show keys, leases, permissions, requests and the log live, in a browser.
 
-    On this machine alone, to whoever opens the link that is printed; it works once.
+    On this machine alone, to the browser that opens the printed link, which works once.
     """
     if (certificate is None) is not (key is None):
         raise InvalidInputError("Give both, --tls-certificate and --tls-key, or neither.")

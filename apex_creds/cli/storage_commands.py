@@ -111,8 +111,8 @@ def restore(
             async def check_copy() -> backing.Manifest:
                 return await restoring.check_copy(stage, provider=held, clock=clock)
 
-            async def doubt_rotations() -> None:
-                await restoring.doubt_rotations(stage, provider=held, clock=clock)
+            async def mark_rotations_uncertain() -> None:
+                await restoring.mark_rotations_uncertain(stage, provider=held, clock=clock)
 
             async def record() -> None:
                 await restoring.record(
@@ -128,7 +128,7 @@ def restore(
                 return done({"restored": False, **held_in}, "The backup is whole.")
             if recovered:
                 anyio.run(recovering.restore_key, key, data, provider)
-            anyio.run(doubt_rotations)
+            anyio.run(mark_rotations_uncertain)
             aside = restoring.install(stage, home, force=force)
             anyio.run(record)
     restored = f"Restored {manifest.contents.credentials} credentials to {home}."

@@ -2,8 +2,8 @@
 
 Guarantees: a secret key that signs stays in locked memory; ``verify`` raises, so that a
 result can't be ignored, and refuses non-canonical signatures and small-order keys. What was
-sealed opens with the one private key only, whole and unaltered, or not at all. Who sealed it
-is not shown: the one who opens it checks what is inside. PyNaCl hands out that plaintext as
+sealed opens with the one private key only, whole and unaltered, or not at all. It does not
+say who sealed it, so what is inside must be checked. PyNaCl hands out that plaintext as
 ``bytes``, which can't be wiped; it is for the rare act of recovery.
 """
 

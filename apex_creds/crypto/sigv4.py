@@ -85,7 +85,7 @@ class Scope(NamedTuple):
         return f"{self.date}/{self.region}/{self.service}/aws4_request"
 
 
-class Asked(NamedTuple):
+class SigningRequest(NamedTuple):
     """What an SDK had signed, and with which words.
 
     Attributes:
@@ -140,10 +140,10 @@ def sign(
     """
     path, _, query = target.partition("?")
     items = query_items(query)
-    asked = asked_in_query(items)
+    asked = request_of_query(items)
     in_query = asked is not None
     if asked is None:
-        asked, headers = _asked_in_headers(headers, only, stamp)
+        asked, headers = _request_of_headers(headers, only, stamp)
     scope = asked.scope
     if only and only != f"{scope.region}/{scope.service}":
         raise _not_signed(f"It is for another region or service than {only}.")
@@ -176,7 +176,9 @@ def sign(
     return Signed(target, headers)
 
 
-def _asked_in_headers(headers: Headers, only: str, stamp: str) -> tuple[Asked, Headers]:
+def _request_of_headers(
+    headers: Headers, only: str, stamp: str
+) -> tuple[SigningRequest, Headers]:
     """What an SDK says, or what is said where there is none; and the headers with a date."""
     said = {name.lower(): value for name, value in headers}
     value = said.get("authorization", "")
@@ -185,12 +187,12 @@ def _asked_in_headers(headers: Headers, only: str, stamp: str) -> tuple[Asked, H
         if not date:
             with suppress(ValueError):
                 date = parsedate_to_datetime(said.get("date", "")).strftime(TIME)
-        return asked_in_header(value, date), headers
+        return request_of_header(value, date), headers
     if not only:
         raise _not_signed("It has no signature that says for which region and service it is.")
     region, _, service = only.partition("/")
     dated = [each for each in headers if each[0].lower() != "x-amz-date"]
-    return Asked(Scope(stamp, region, service)), [*dated, ("X-Amz-Date", stamp)]
+    return SigningRequest(Scope(stamp, region, service)), [*dated, ("X-Amz-Date", stamp)]
 
 
 def _payload(headers: Headers, body: bytes | None, scope: Scope, *, in_query: bool) -> str:
@@ -204,7 +206,7 @@ def _payload(headers: Headers, body: bytes | None, scope: Scope, *, in_query: bo
     return sha256(body).hexdigest()
 
 
-def asked_in_header(value: str, stamp: str) -> Asked:
+def request_of_header(value: str, stamp: str) -> SigningRequest:
     """Reads the ``Authorization`` of an SDK.
 
     Raises:
@@ -213,10 +215,10 @@ def asked_in_header(value: str, stamp: str) -> Asked:
     found = _AUTHORIZATION.fullmatch(value)
     if found is None or not _STAMP.fullmatch(stamp) or stamp[:8] != found[1]:
         raise _not_signed("Its Authorization is no AWS4-HMAC-SHA256 signature with its date.")
-    return Asked(Scope(stamp, found[2], found[3]), tuple(found[4].split(";")))
+    return SigningRequest(Scope(stamp, found[2], found[3]), tuple(found[4].split(";")))
 
 
-def asked_in_query(items: list[tuple[str, str]]) -> Asked | None:
+def request_of_query(items: list[tuple[str, str]]) -> SigningRequest | None:
     """Reads the parameters ``X-Amz-…`` of a URL that an SDK signed; None: there are none."""
     given = {name: unquote(value) for name, value in items if name.startswith("X-Amz-")}
     if "X-Amz-Signature" not in given:
@@ -228,7 +230,7 @@ def asked_in_query(items: list[tuple[str, str]]) -> Asked | None:
     if found is None or not dated or not usable or given.get("X-Amz-Algorithm") != ALGORITHM:
         raise _not_signed("Its query is no AWS4-HMAC-SHA256 signature with its date.")
     headers = tuple(given.get("X-Amz-SignedHeaders", "").split(";"))
-    return Asked(Scope(stamp, found[2], found[3]), headers, expires)
+    return SigningRequest(Scope(stamp, found[2], found[3]), headers, expires)
 
 
 def query_items(query: str) -> list[tuple[str, str]]:

@@ -468,7 +468,7 @@ class SealState:
                 self._keystore.hierarchy.close(locked_down=True)
 
     def seal_if_locked_down(self) -> None:
-        """Wipes the keys, if what was read last is a lockdown that this store must heed."""
+        """Wipes the keys, if what was read last is a lockdown that this store must obey."""
         if self._keystore is None or self._keystore.body.lockdown is None:
             self.for_operator = False
         elif not self.for_operator:

@@ -714,7 +714,7 @@ def storage_error(
     if isinstance(error, NotDurableError):
         return StorageUncertainError(
             f"{path} was changed, but the disk may not keep it ({reason}).",
-            hint="Look at it before you try again, and check the disk.",
+            hint="Check it and the disk before you try again.",
         )
     if code in _NOT_A_FILE:
         return UnsafePathError(

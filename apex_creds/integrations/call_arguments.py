@@ -4,7 +4,7 @@ Guarantee: arguments are bound to the method's own signature, so that their orde
 matter; an id that the manager knows is preferred to a text that it does not. Where several
 could be meant and none is known, nothing is guessed. A bound method is of the kind that it was
 (coroutine function, async generator function, …), takes ``credentials`` from the invocation
-that it runs in, and gets none outside of an invocation of its own plugin. ``release`` puts
+that it runs in, and gets none outside of its plugin's invocations. ``release`` puts
 every plugin back as it was.
 """
 

@@ -1,7 +1,7 @@
 """In front of an MCP server that is reached by streamable HTTP; see ``mcp_proxy``.
 
-Guarantee: its client has no key, and every request carries the plugin's credentials as an
-invocation of its own.
+Guarantee: its client has no key, and every request carries the plugin's credentials as a
+separate invocation.
 """
 
 from __future__ import annotations

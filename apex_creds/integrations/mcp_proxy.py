@@ -1,4 +1,4 @@
-"""In front of any MCP server: each ``tools/call`` is an invocation of its own.
+"""In front of any MCP server: each ``tools/call`` is a separate invocation.
 
 Guarantee: the server's program runs behind the wall and has placeholders, or the server is
 reached by HTTP, and the client has no key; in both cases a secret is only sent by the host, for

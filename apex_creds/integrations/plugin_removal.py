@@ -77,7 +77,7 @@ class Removals:
         broker.log(denial, flush=True)
         if method in REMOVING:
             raise InvalidInputError(
-                "It can't be told which plugin is to be removed; nothing was done.",
+                "The call does not say which plugin is to be removed; nothing was done.",
                 hint="Pass its id as the keyword plugin_id, or take its grants back first: "
                 "await middleware.remove_plugin(plugin_id), with the hook uninstalled.",
             )

@@ -1,6 +1,6 @@
 """What the hooks of all agent runtimes share: what a tool declares, and one guarded call of it.
 
-Guarantee: a tool that declares credentials runs as an invocation of its own, with handles for
+Guarantee: a tool that declares credentials runs as a separate invocation, with handles for
 what it declared and was granted; what it returns has no secret in it, whatever class it is of.
 A tool that declares nothing is not touched. What a model reads of a refusal names nothing that
 the tool did not declare itself.

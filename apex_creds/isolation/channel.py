@@ -1,7 +1,7 @@
 """One end of the socket between the host and a worker: asks, answers, streams.
 
-Guarantee: a stream's step is run when it is asked for and not before, so whoever consumes it
-sets the pace; what is asked is cancelled when the asker is; the end of the other side is an
+Guarantee: a stream's step is run when it is asked for and not before, so its consumer sets
+the pace; a request is cancelled when its caller is; the end of the other side is an
 error for all that waits for it, at once. The other side can make this one do no more than
 ``MOST_OPEN`` things at a time, hold no more than one frame of each, and of what it asks for no
 more than ``MOST_HELD``.
@@ -22,17 +22,17 @@ from typing import Final, Protocol
 from apex_creds.errors import InvalidInputError, WorkerEndedError
 from apex_creds.isolation.frames import (
     LARGEST,
-    Answer,
-    Ask,
     Cancel,
     Codec,
     Failed,
     Failure,
     Frame,
     Item,
+    Notification,
     Opened,
     ProtocolError,
-    Say,
+    Request,
+    Response,
     Step,
     error_of,
     failure_of,
@@ -53,7 +53,7 @@ class Serving(Protocol):
     def serve(self, what: str, value: object) -> Awaitable[object]:
         """Its value, or an ``Open``."""
 
-    def heard(self, what: str, value: object) -> None:
+    def on_notification(self, what: str, value: object) -> None:
         """What the other side said."""
 
     def context(self, value: object) -> contextvars.Context | None:
@@ -137,15 +137,15 @@ class Channel:
             Exception: What it raised there.
         """
         number = next(self._ids)
-        frame = await self._asked(number, Ask(number, what, self._codec.plain(value)))
+        frame = await self._asked(number, Request(number, what, self._codec.plain(value)))
         if isinstance(frame, Opened):
             return Remote(self, number, frame.kind)
         return _value_of(frame)
 
-    def say(self, what: str, value: object = None) -> None:
+    def notify(self, what: str, value: object = None) -> None:
         """Has the other side know something; nothing where it has ended."""
         with suppress(WorkerEndedError, InvalidInputError):
-            self.send(Say(what, self._codec.plain(value)))
+            self.send(Notification(what, self._codec.plain(value)))
 
     async def step(self, number: int, how: str, value: object) -> object:
         """One step of what is open there."""
@@ -240,7 +240,7 @@ class Channel:
 
     def _received(self, frame: Frame, length: int) -> None:
         match frame:
-            case Ask():
+            case Request():
                 held = length + sum(each.length for each in self._served.values())
                 many = len(self._served) >= MOST_OPEN or held > MOST_HELD
                 if frame.id in self._served or many:
@@ -255,8 +255,8 @@ class Channel:
             case Cancel():
                 if frame.id in self._served:
                     self._served[frame.id].cancel_step()
-            case Say():
-                self._serving.heard(frame.what, frame.value)
+            case Notification():
+                self._serving.on_notification(frame.what, frame.value)
             case _:
                 future = self._waiting.get(frame.id)
                 if future is not None and not future.done():
@@ -355,7 +355,7 @@ class _Served:
             self._reply(lambda _: Opened(number, kind))
             return
         self._channel.forget(number)
-        self._reply(lambda codec: Answer(number, codec.plain(value)))
+        self._reply(lambda codec: Response(number, codec.plain(value)))
 
     async def _next(self, opened: Open, step: Step) -> None:
         number, value, ends = self._number, None, False
@@ -402,7 +402,7 @@ async def _quietly(work: Awaitable[None]) -> None:
 def _value_of(frame: Frame) -> object:
     if isinstance(frame, Failed):
         raise error_of(frame.failure)
-    if isinstance(frame, Answer):
+    if isinstance(frame, Response):
         return frame.value
     raise ProtocolError("The other side answered with what is no answer.")
 

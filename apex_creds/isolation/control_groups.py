@@ -86,7 +86,7 @@ def _candidates() -> Iterator[Path]:
             if kinds != ("" if unified else "pids"):
                 continue
             place = top / own.lstrip("/")
-            for each in (place, *place.parents):  # a container may be told another's path
+            for each in (place, *place.parents):  # in a container it may be the path of another
                 if not each.is_relative_to(top) or not each.is_dir():
                     continue
                 enabled = each / "cgroup.subtree_control"

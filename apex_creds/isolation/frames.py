@@ -68,7 +68,7 @@ class Failure(msgspec.Struct, frozen=True, array_like=True):
     cause: Failure | None = None
 
 
-class Ask(msgspec.Struct, frozen=True, array_like=True, tag=1):
+class Request(msgspec.Struct, frozen=True, array_like=True, tag=1):
     """Asks the other side for something, which it does beside what else was asked."""
 
     id: int
@@ -76,7 +76,7 @@ class Ask(msgspec.Struct, frozen=True, array_like=True, tag=1):
     value: Any = None
 
 
-class Answer(msgspec.Struct, frozen=True, array_like=True, tag=2):
+class Response(msgspec.Struct, frozen=True, array_like=True, tag=2):
     """The end of what was asked: its value."""
 
     id: int
@@ -118,14 +118,14 @@ class Cancel(msgspec.Struct, frozen=True, array_like=True, tag=7):
     id: int
 
 
-class Say(msgspec.Struct, frozen=True, array_like=True, tag=8):
+class Notification(msgspec.Struct, frozen=True, array_like=True, tag=8):
     """Something to know; there is no answer."""
 
     what: str
     value: Any = None
 
 
-Frame = Ask | Answer | Failed | Opened | Step | Item | Cancel | Say
+Frame = Request | Response | Failed | Opened | Step | Item | Cancel | Notification
 
 AWAITABLE: Final = "awaitable"
 ASYNC_STREAM: Final = "async"
@@ -185,7 +185,7 @@ _TEXTS: Final[dict[str, tuple[type, Callable[[str], object]]]] = {
 }
 _WHOLE: Final = range(-(2**63), 2**64)
 _LONGEST_INTEGER: Final = 4000
-"""Digits: what Python reads without being told that it may."""
+"""Digits: what Python reads by default (``sys.set_int_max_str_digits``)."""
 
 _BASES: Final[tuple[Callable[[Any], object], ...]] = (
     *(int, float, str, bytes, dict, list, tuple, set, frozenset),
@@ -350,7 +350,7 @@ class Codec:
         return self._keys > MOST_KEYS
 
     def _check(self, data: bytes | memoryview) -> None:
-        """Looks at a large frame, or what is wrapped in it, before anything is made of it."""
+        """Counts what a large frame holds, or what is wrapped in it, before it is decoded."""
         if self._large:
             self._containers += containers_in(data)
             if self._containers > _MOST_CONTAINERS:

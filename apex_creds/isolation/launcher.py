@@ -2,7 +2,7 @@
 
 Guarantee: it has the standard library only, and nothing of it is left when the command runs but
 what was asked for. It listens in its own network namespace and hands the listening descriptors
-out, so that the host answers there without a port or a relay of its own.
+out, so that the host answers there without its own port or relay.
 
 Run as ``python -I -S launcher.py CONTROL``: the number of the inherited socket on which the
 host says, as JSON, what to do.

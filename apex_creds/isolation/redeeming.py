@@ -42,7 +42,7 @@ class _SendFailed(Exception):  # noqa: N818 - what went wrong is its argument
     """For the library behind the wall to say."""
 
 
-def told(handle: CredentialHandle) -> list[object]:
+def described(handle: CredentialHandle) -> list[object]:
     """A handle, as ``RemoteHandle`` takes it: what the plugin may know of it."""
     lease, _ = find_open(handle.id)
     origins = sorted(map(str, lease.permission.origins))
@@ -75,7 +75,7 @@ async def _attenuate(value: list[Any]) -> list[object]:
     lease_id, options = msgspec.convert(value, tuple[str, dict[str, Any]])
     if "scopes" in options and options["scopes"] is not None:
         options["scopes"] = tuple(options["scopes"])
-    return told(_handle(lease_id).attenuate(**options))
+    return described(_handle(lease_id).attenuate(**options))
 
 
 async def _refuse(value: list[Any]) -> None:

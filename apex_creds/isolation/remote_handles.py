@@ -90,8 +90,8 @@ class RemoteHandle:
 
     __slots__ = ("expires", "id", "name", "origins", "scopes")
 
-    def __init__(self, told: list[Any]) -> None:
-        self.id, self.name, scopes, self.expires, origins = told
+    def __init__(self, fields: list[Any]) -> None:
+        self.id, self.name, scopes, self.expires, origins = fields
         self.scopes = tuple(scopes)
         self.origins = frozenset(Origin.parse(each) for each in origins)
 

@@ -276,7 +276,7 @@ class _Call:
                 target=msgspec.structs.asdict(self._code.target),  # type: ignore[arg-type]
                 args=list(self._args),
                 kwargs=self._kwargs,
-                handles=[redeeming.told(each) for each in handles.values()],
+                handles=[redeeming.described(each) for each in handles.values()],
                 in_turn=self.place is None,
                 log_level=level,
             )

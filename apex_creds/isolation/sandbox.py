@@ -126,7 +126,7 @@ class Walled(NamedTuple):
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Ends bubblewrap by its child, which it collects.
 
-    The child would wait for ever for one that is killed before it has told it to begin.
+    If bubblewrap were killed before it has started the child, the child would wait for ever.
     """
     pid = process.pid
     with suppress(OSError, subprocess.TimeoutExpired):

@@ -101,14 +101,14 @@ class Worker:
         match value:
             case ["callback", int(number), bool(waits)]:
                 return Callback(self, number, waits=waits)
-            case ["handle", list(told)]:
-                return remote_handles.known(remote_handles.RemoteHandle(told))
+            case ["handle", list(fields)]:
+                return remote_handles.known(remote_handles.RemoteHandle(fields))
         raise InvalidInputError("This can't be used here.")
 
     def context(self, _: object) -> None:
-        """Any: a call has one of its own, in the plugin's loop."""
+        """Any: each call has its own, in the plugin's loop."""
 
-    def heard(self, what: str, value: object) -> None:
+    def on_notification(self, what: str, value: object) -> None:
         """The host says nothing yet."""
 
     def serve(self, what: str, value: object) -> Awaitable[object]:
@@ -122,14 +122,14 @@ class Worker:
     async def _uploaded(self, number: int) -> object:
         return opened(self._uploads.pop(number).steps())
 
-    def say(self, what: str, value: object) -> None:
+    def notify(self, what: str, value: object) -> None:
         """Tells the host, from any thread."""
         sockets, channel = self._sockets, self._channel
         if sockets is not None and channel is not None:
             call = remote_handles.current.get()
-            told = [call.id if call is not None else "", value]
+            message = [call.id if call is not None else "", value]
             with suppress(RuntimeError):
-                sockets.call_soon_threadsafe(channel.say, what, told)
+                sockets.call_soon_threadsafe(channel.notify, what, message)
 
     # -- asking the host, for handles ----------------------------------------------------
 
@@ -300,9 +300,9 @@ class _Lines:
         """Sends what is a whole line."""
         *lines, self._begun = (self._begun + text).split("\n")
         for line in lines:
-            self._worker.say("print", [self._name, line[:8192]])
+            self._worker.notify("print", [self._name, line[:8192]])
         if len(self._begun) > 8192:
-            self._worker.say("print", [self._name, self._begun[:8192]])
+            self._worker.notify("print", [self._name, self._begun[:8192]])
             self._begun = ""
         return len(text)
 
@@ -327,6 +327,6 @@ class _Records(logging.Handler):
             text = record.getMessage()
             if record.exc_info:
                 text += "\n" + "".join(traceback.format_exception(*record.exc_info))
-            self._worker.say("log", [record.name, record.levelno, text[:65536]])
+            self._worker.notify("log", [record.name, record.levelno, text[:65536]])
         except Exception:  # noqa: BLE001 - as logging has it
             self.handleError(record)

@@ -327,7 +327,7 @@ class Worker:
         if self._packing is None:
             return None
         if isinstance(value, CredentialHandle):
-            return ["handle", redeeming.told(value)]
+            return ["handle", redeeming.described(value)]
         if callable(value) and not isinstance(value, type):
             number = next(self._numbers)
             self._packing.callbacks[number] = value
@@ -386,7 +386,7 @@ class Worker:
         except (msgspec.ValidationError, TypeError) as error:
             raise InvalidInputError(f"An argument is of another type: {error}"[:300]) from None
 
-    def heard(self, what: str, value: object) -> None:
+    def on_notification(self, what: str, value: object) -> None:
         """A line, or a log record."""
         match value:
             case [str(), [str(name), int(level), str(text)]] if what == "log":

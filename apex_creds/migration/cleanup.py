@@ -186,7 +186,7 @@ def _check_backups(source: SourceState) -> None:
         if file.digest != item.digest and not begun:
             raise ConflictError(
                 f"{path} is not the file that was backed up.",
-                hint="It was left as it is. Look at it, and remove it yourself.",
+                hint="It was left as it is. Check it, and remove it yourself.",
             )
 
 

@@ -142,7 +142,7 @@ def move(source: Path, target: Path) -> None:
         if present(target):
             raise ConflictError(
                 f"{target} is there already, and so is {source}.",
-                hint="Look at both, and move one of them away.",
+                hint="Compare both, and move one of them away.",
             )
         os.rename(source, target)
         sync_directory(target.parent)

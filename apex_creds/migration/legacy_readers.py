@@ -412,7 +412,7 @@ def load_object(plaintext: bytes, *, what: str) -> dict[str, object]:
         return found
     raise CorruptDocumentError(
         f"{what} opens, and holds something else than the old program wrote.",
-        hint="It was left as it is. Look at it with that program.",
+        hint="It was left as it is. Open it with that program.",
     )
 
 

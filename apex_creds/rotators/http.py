@@ -1,8 +1,8 @@
 """Requests of rotators to providers that speak JSON over HTTP.
 
 Guarantee: what ``outbound`` guarantees; an answer that is no JSON object of the fields asked
-for is an error that repeats nothing of it. Refusals (4xx) are told from failures (5xx, 429, no
-answer), which are worth another try.
+for is an error that repeats nothing of it. Refusals (4xx) are kept apart from
+failures (5xx, 429, no answer), which are worth another try.
 """
 
 from __future__ import annotations

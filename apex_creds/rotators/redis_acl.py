@@ -93,7 +93,7 @@ class RedisAcl:
 
     @asynccontextmanager
     async def _ruling(self, task: Task, new: Secret) -> AsyncIterator[_Session]:
-        """A session that may change the user: the admin's, or of one of its own passwords."""
+        """A session that may change the user: the admin's, or the user's."""
         if task.admin is not None:
             async with self._session(task.admin) as session:
                 yield session

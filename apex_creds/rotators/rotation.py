@@ -154,7 +154,7 @@ class Rotations:
             whose = f" --for {shlex.quote(principal)}" if principal else ""
             raise TokenError(
                 f"{name!r} has expired and could not be replaced: "
-                f"{why or 'somebody has to look at it.'}",
+                f"{why or 'it needs a decision of an operator.'}",
                 hint=f"Its owner runs: apex-creds rotate credential {shlex.quote(name)}{whose}",
             )
         return info

@@ -17,7 +17,7 @@ from typing import Final
 import anyio.to_thread
 
 from apex_creds.audit.checkpoint import LogKey, read_keys
-from apex_creds.audit.event_counts import EventCounts, What
+from apex_creds.audit.event_counts import EventCounts, EventLabel
 from apex_creds.audit.note import VerifierKey
 from apex_creds.audit.verify import Report, check, judged
 from apex_creds.documents.store import DocumentStore
@@ -295,7 +295,7 @@ class Watch:
         intact, at = self._checked
         return LogCheck(intact, self._vault.clock.monotonic() - at)
 
-    def log_events(self) -> Iterable[tuple[What, int]]:
+    def log_events(self) -> Iterable[tuple[EventLabel, int]]:
         """See ``WatchSource``."""
         return self._counts.read().items()
 

@@ -347,7 +347,7 @@ def _observe(meter: Meter) -> None:
     logged = _of(lambda: _sources, lambda each: each.log_events())
     events = _observed(logged, semconv.AUDIT_KIND, semconv.REASON)
     count(
-        semconv.AUDIT_EVENTS, events, description="Events in the audit log, whoever wrote them."
+        semconv.AUDIT_EVENTS, events, description="Events in the audit log, by all its writers."
     )
     intact = _observed(lambda: _of_checks(lambda found: int(all(one.intact for one in found))))
     gauge(semconv.AUDIT_INTACT, intact, description="1: the log verified when last checked.")

@@ -308,7 +308,7 @@ async def _accept(
         for part in parts.values():
             with suppress(IntegrityError):  # what does not open is an error when it is read
                 await recommit(store, *part)
-        await credential_writes.doubt_rotations(store)
+        await credential_writes.mark_rotations_uncertain(store)
     await opened.keep_anchor()
     store.recovering = False
 

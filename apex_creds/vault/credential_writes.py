@@ -300,29 +300,29 @@ async def finish_removals(store: DocumentStore, *, clock: Clock) -> bool | None:
     return done
 
 
-async def doubt_rotations(store: DocumentStore) -> None:
+async def mark_rotations_uncertain(store: DocumentStore) -> None:
     """Leaves to a person how rotations at providers go on, in a vault of an earlier time.
 
     What it has may have been replaced there since: a step taken again would make an old
     secret valid again, unnoticed. Not where a value ends by itself.
     """
 
-    def doubted(section: Section) -> dict[str, Record]:
+    def uncertain(section: Section) -> dict[str, Record]:
         return {
             key: Record(made, record.sealed)
             for key, record in section.records.items()
-            if (made := _doubted(record.info)) is not record.info
+            if (made := _with_uncertain_rotation(record.info)) is not record.info
         }
 
     for name in SECTION_NAMES:
         with suppress(IntegrityError):  # what does not open is an error when it is read
-            if doubted(section := await store.sections.read(name)):
+            if uncertain(section := await store.sections.read(name)):
                 await store.sections.commit(
-                    name, lambda before, _: doubted(before), size=len(section.records)
+                    name, lambda before, _: uncertain(before), size=len(section.records)
                 )
 
 
-def _doubted(info: CredentialInfo) -> CredentialInfo:
+def _with_uncertain_rotation(info: CredentialInfo) -> CredentialInfo:
     if info.rotation is None or info.dynamic or info.expires is not None:
         return info
     state = RotationStage.NEEDS_PERSON

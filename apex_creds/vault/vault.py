@@ -258,7 +258,7 @@ class Vault:
             )
         except VaultExistsError as error:
             exists = error
-        with suppress(VaultNotFoundError):  # or remains of one: then that is the error
+        with suppress(VaultNotFoundError):  # or there are parts of one: then that is the error
             return await unseal()
         raise exists
 

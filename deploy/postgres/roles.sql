@@ -32,7 +32,7 @@ REVOKE ALL ON SCHEMA public FROM PUBLIC;
 GRANT USAGE, CREATE ON SCHEMA public TO apex_owner;
 GRANT USAGE ON SCHEMA public TO apex_app;
 
--- Tables that are there already (this is run again), whoever ran the upgrade.
+-- Tables that are there already (this is run again), whichever role ran the upgrade.
 SELECT format('ALTER TABLE %s OWNER TO apex_owner', c.oid::regclass)
 FROM pg_class c
 WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'r'

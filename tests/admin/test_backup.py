@@ -77,7 +77,7 @@ async def restored(where: Path, source: Path, *, force: bool = False) -> Path | 
     clock = SystemClock()
     with restore.staged(source, home) as stage:
         manifest = await restore.check_copy(stage, provider=provider, clock=clock)
-        await restore.doubt_rotations(stage, provider=provider, clock=clock)
+        await restore.mark_rotations_uncertain(stage, provider=provider, clock=clock)
         aside = restore.install(stage, home, force=force)
         await restore.record(home, manifest, provider=provider, reason="test", clock=clock)
     return aside

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from apex_creds.audit.event_counts import EXPECTED, EventCounts, What
+from apex_creds.audit.event_counts import EXPECTED, EventCounts, EventLabel
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.audit.log import AuditLog
 from apex_creds.errors import AuditTamperedError
@@ -30,7 +30,7 @@ def _log(directory: Path) -> AuditLog:
     return AuditLog(directory, vault_id=VAULT, clock=SystemClock(), durable_within=0)
 
 
-def _seen(counts: EventCounts) -> dict[What, int]:
+def _seen(counts: EventCounts) -> dict[EventLabel, int]:
     return {what: number for what, number in counts.read().items() if number}
 
 
@@ -41,15 +41,15 @@ def test_kinds_and_closed_reasons(tmp_path: Path) -> None:
     counts = EventCounts(tmp_path / "audit", vault_id=VAULT)
     counts.update()
     assert _seen(counts) == {
-        What("denial", "not_granted"): 1,
-        What("denial", "_OTHER"): 1,
-        What("factor", "wrong"): 1,
-        What("factor"): 1,
-        What("rotation", "rotate dek"): 1,
-        What("rotation"): 1,
-        What("revoke", "lockdown"): 1,
-        What("revoke"): 1,
-        What("invocation"): 1,
+        EventLabel("denial", "not_granted"): 1,
+        EventLabel("denial", "_OTHER"): 1,
+        EventLabel("factor", "wrong"): 1,
+        EventLabel("factor"): 1,
+        EventLabel("rotation", "rotate dek"): 1,
+        EventLabel("rotation"): 1,
+        EventLabel("revoke", "lockdown"): 1,
+        EventLabel("revoke"): 1,
+        EventLabel("invocation"): 1,
     }
     log.close()
 
@@ -66,7 +66,7 @@ def test_another_process_s_events_and_a_restart(tmp_path: Path) -> None:
     second.append(EVENTS[0])
     counts.update()
     counts.update()
-    assert _seen(counts) == {What("denial", "not_granted"): 2}
+    assert _seen(counts) == {EventLabel("denial", "not_granted"): 2}
     later = EventCounts(directory, vault_id=VAULT)
     later.update()
     assert later.read() == counts.read()
@@ -79,7 +79,7 @@ def test_what_may_happen_is_there_before_it_does(tmp_path: Path) -> None:
     assert counts.read() == {}
     counts.update()
     assert counts.read() == dict.fromkeys(EXPECTED, 0)
-    assert What("factor", "wrong") in EXPECTED
+    assert EventLabel("factor", "wrong") in EXPECTED
 
 
 def test_altered_lines_are_not_counted(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from apex_creds.audit import AuditEvent, AuditLog, EventKind, line, nodes, read
 from apex_creds.audit.checkpoint import LogKey
-from apex_creds.audit.event_counts import EventCounts, What
+from apex_creds.audit.event_counts import EventCounts, EventLabel
 from apex_creds.audit.maintenance import Cadence
 from apex_creds.audit.nodes import keep_nodes
 from apex_creds.audit.segment import SegmentReader, pack, read_segment, segments
@@ -80,7 +80,7 @@ def expected(directory: Path, moment: float) -> list[int]:
     return [event.seq for event in events if event.time >= moment]
 
 
-def counts(directory: Path, key: LogKey | None) -> dict[What, int]:
+def counts(directory: Path, key: LogKey | None) -> dict[EventLabel, int]:
     counter = EventCounts(directory, vault_id=VAULT)
     counter.update(key=key and key.verifier)
     return {kind: number for kind, number in counter.read().items() if number}
@@ -105,9 +105,9 @@ def test_counts_are_the_same_and_read_less(
     assert counts(made, log_key) == of_all
     assert segments_read == [*segments(made).values()][-1:]
     assert of_all == {
-        What("lease"): 200,
-        What("redeem"): 200,
-        What("denial", "not_granted"): 200,
+        EventLabel("lease"): 200,
+        EventLabel("redeem"): 200,
+        EventLabel("denial", "not_granted"): 200,
     }
     counter = EventCounts(made, vault_id=VAULT)
     counter.update(key=log_key.verifier)
@@ -115,7 +115,7 @@ def test_counts_are_the_same_and_read_less(
     fill(made, log_key, range(601, 900))
     counter.update(key=log_key.verifier)
     assert counter.seq == 899
-    assert counter.read()[What("lease")] == sum(not n % 3 for n in range(1, 900))
+    assert counter.read()[EventLabel("lease")] == sum(not n % 3 for n in range(1, 900))
 
 
 def test_a_log_without_summaries_is_read_and_gets_them(made: Path, log_key: LogKey) -> None:

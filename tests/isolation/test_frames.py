@@ -23,12 +23,12 @@ from apex_creds.isolation.channel import Channel, Open, opened
 from apex_creds.isolation.frames import (
     LARGEST,
     MOST_KEYS,
-    Answer,
-    Ask,
     Cancel,
     Codec,
     Failure,
     ProtocolError,
+    Request,
+    Response,
     Step,
     containers_in,
     error_of,
@@ -53,16 +53,16 @@ values = st.recursive(
 @given(values)
 def test_plain_data_is_the_same_after_it(value: object) -> None:
     codec = Codec()
-    found = codec.decode(codec.encode(Answer(1, codec.plain(value))))
-    assert isinstance(found, Answer)
+    found = codec.decode(codec.encode(Response(1, codec.plain(value))))
+    assert isinstance(found, Response)
     assert found.value == value
 
 
 @given(values)
 def test_a_large_frame_is_looked_through_first(value: object) -> None:
     codec = Codec()
-    found = codec.decode(codec.encode(Answer(1, codec.plain([value, bytes(100_000)]))))
-    assert isinstance(found, Answer)
+    found = codec.decode(codec.encode(Response(1, codec.plain([value, bytes(100_000)]))))
+    assert isinstance(found, Response)
     assert found.value == [value, bytes(100_000)]
 
 
@@ -122,8 +122,8 @@ def test_who_sends_too_many_keys_is_told_so(value: object) -> None:
     with pytest.raises(InvalidInputError, match="keys"):
         codec.plain(value)
     texts = {str(each) for each in range(9_000)}
-    found = codec.decode(codec.encode(Answer(1, codec.plain([texts, set(range(MOST_KEYS))]))))
-    assert isinstance(found, Answer)
+    found = codec.decode(codec.encode(Response(1, codec.plain([texts, set(range(MOST_KEYS))]))))
+    assert isinstance(found, Response)
     assert found.value == [texts, set(range(MOST_KEYS))]
 
 
@@ -153,7 +153,7 @@ def test_what_is_nested_without_end_is_refused() -> None:
 
 def test_what_is_too_large_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="can't cross"):
-        Codec().encode(Answer(1, bytes(LARGEST + 1)))
+        Codec().encode(Response(1, bytes(LARGEST + 1)))
 
 
 names = st.text(max_size=20)
@@ -205,7 +205,7 @@ class Serving:
         await asyncio.Event().wait()
         return None
 
-    def heard(self, what: str, value: object) -> None:
+    def on_notification(self, what: str, value: object) -> None:
         pass
 
     def context(self, value: object) -> None:
@@ -231,7 +231,7 @@ class Generous:
     def context(self, _: object) -> None:
         return None
 
-    def heard(self, *_: object) -> None:
+    def on_notification(self, *_: object) -> None:
         pass
 
     async def serve(self, what: str, _: object) -> bytes | Open:
@@ -249,10 +249,10 @@ async def test_who_reads_no_answer_does_not_have_them_held_without_end(how: str)
     theirs.setblocking(False)
     here, codec = await Channel.over(ours, Generous(), Codec()), Codec()  # type: ignore[arg-type]
 
-    def frames(number: int) -> list[Ask | Cancel | Step]:
+    def frames(number: int) -> list[Request | Cancel | Step]:
         if how == "steps":
-            return [Step(1, "next")] if number > 1 else [Ask(1, "stream")]
-        return [Ask(number, "x"), *([Cancel(number)] if how == "cancels" else [])]
+            return [Step(1, "next")] if number > 1 else [Request(1, "stream")]
+        return [Request(number, "x"), *([Cancel(number)] if how == "cancels" else [])]
 
     held = 0
     with theirs:

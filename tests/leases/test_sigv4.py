@@ -273,7 +273,7 @@ def test_a_date_in_a_query_has_digits_of_ascii() -> None:
     asked |= {"X-Amz-Date": "\uff120300102T000000Z", "X-Amz-Expires": "60"}
     asked["X-Amz-Credential"] = "A/\uff120300102/eu-west-1/s3/aws4_request"
     with pytest.raises(RequestNotAllowedError, match="signature with its date"):
-        sigv4.asked_in_query(list(asked.items()))
+        sigv4.request_of_query(list(asked.items()))
 
 
 def test_a_header_that_is_signed_for_and_not_there_is_refused() -> None:

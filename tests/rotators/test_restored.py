@@ -97,7 +97,7 @@ async def test_a_backup_that_is_restored(tmp_path, provider, find, step, elsewhe
             path.unlink()
     with restore.staged(tmp_path / "copy", home) as stage:
         manifest = await restore.check_copy(stage, provider=master, clock=clock)
-        await restore.doubt_rotations(stage, provider=master, clock=clock)
+        await restore.mark_rotations_uncertain(stage, provider=master, clock=clock)
         restore.install(stage, home)
         await restore.record(home, manifest, provider=master, reason="test", clock=clock)
     await nothing_comes_back(tmp_path, provider, find)
