@@ -102,8 +102,8 @@ only as trustworthy as the directory.
   logged once, and it is tried again with each checkpoint; until then the window is open.
 - Only what was authenticated is anchored: a document that fails its MAC changes nothing.
 - The anchor is as strong as its place. `keyring:` keeps it in the keyring. `file:PATH` keeps
-  it beside the key, and `passphrase:` in the user's state directory: an attacker who can put back an
-  older anchor file with an older copy of the vault is not noticed. A removed anchor is
+  it beside the key, and `passphrase:` in the user's state directory: an attacker who can put
+  back an older anchor file with an older copy of the vault is not noticed. A removed anchor is
   recorded at the next unsealing.
 
 After a restore on purpose: `apex-creds audit accept-rollback --reason "…"`. The log records
