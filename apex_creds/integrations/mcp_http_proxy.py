@@ -27,7 +27,7 @@ from apex_creds.integrations.mcp_proxy import (
     parsed,
 )
 from apex_creds.middleware import CredentialMiddleware
-from apex_creds.middleware.plugin_runner import BehindWall
+from apex_creds.middleware.callables import BehindWall
 from apex_creds.policy.manifest import Manifest
 from apex_creds.sdk.httpx import async_transport
 

@@ -34,7 +34,7 @@ from apex_creds.isolation.sandbox import Wall, Walled
 from apex_creds.leases.lease import current_invocation
 from apex_creds.middleware import CredentialMiddleware
 from apex_creds.middleware.call import WrappedCall
-from apex_creds.middleware.plugin_runner import BehindWall
+from apex_creds.middleware.callables import BehindWall
 from apex_creds.policy.manifest import Manifest
 
 __all__ = ["CommandProxy", "Proxy"]

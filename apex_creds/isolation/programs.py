@@ -27,7 +27,7 @@ from apex_creds.isolation.invocations import Held, held_by
 from apex_creds.isolation.sandbox import Wall, Walled
 from apex_creds.leases.lease import Invocation, current_invocation
 from apex_creds.middleware import CredentialMiddleware
-from apex_creds.middleware.plugin_runner import BehindWall
+from apex_creds.middleware.callables import BehindWall
 from apex_creds.policy.manifest import Manifest
 
 PORT: Final = "8080"

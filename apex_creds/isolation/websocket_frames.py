@@ -16,9 +16,8 @@ from apex_creds.concurrency import first_ended, soon
 from apex_creds.errors import RequestNotAllowedError
 from apex_creds.isolation.dialing import Dialer
 from apex_creds.isolation.placeholders import LONGEST, MisplacedError, Placeholders
-from apex_creds.leases.answer_search import MessageFilter
 from apex_creds.leases.exchange import Head, injected_head
-from apex_creds.leases.http_messages import RawHeaders, Request, SendFailure
+from apex_creds.leases.http_messages import MessageFilter, RawHeaders, Request, SendFailure
 from apex_creds.leases.logins import tls_context
 from apex_creds.sdk.current import COOKIES, Binding
 from apex_creds.sdk.websocket_handshakes import LONGEST_HEAD, pass_on, shake

@@ -23,10 +23,9 @@ import msgspec
 
 from apex_creds.concurrency import run_at_once
 from apex_creds.errors import EventLoopError, InvalidInputError
-from apex_creds.leases.answer_search import AnswerFilter
 from apex_creds.leases.broker import keep_open
 from apex_creds.leases.connection_pool import Permit
-from apex_creds.leases.http_messages import Say, SendFailure
+from apex_creds.leases.http_messages import AnswerFilter, Say, SendFailure
 from apex_creds.leases.lease import Lease
 from apex_creds.plain import plain_bytes
 

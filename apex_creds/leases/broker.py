@@ -63,7 +63,7 @@ from apex_creds.vault import Facts, Opened, Vault
 if TYPE_CHECKING:
     import httpx
 
-    from apex_creds.leases.answer_search import AnswerSearch
+    from apex_creds.leases.http_messages import AnswerSearch
 
 LONGEST_NAME: Final = 256
 MOST_LEASES: Final = 10_000

@@ -23,7 +23,6 @@ import httpx
 from apex_creds.concurrency import run_at_once
 from apex_creds.documents.records import Record
 from apex_creds.errors import ApexCredsError, InvalidInputError, RequestNotAllowedError
-from apex_creds.leases.answer_search import AnswerSearch
 from apex_creds.leases.bodies import (
     NOTHING,
     AsyncBody,
@@ -44,7 +43,7 @@ from apex_creds.leases.connection_pool import (
     Pool,
 )
 from apex_creds.leases.deliveries import Snapshot, Use
-from apex_creds.leases.http_messages import Answered, Request, Say
+from apex_creds.leases.http_messages import Answered, AnswerSearch, Request, Say
 from apex_creds.leases.lease import AccessRequest, Lease, caller
 from apex_creds.leases.request_signing import Outgoing, check_no_source, inject, snapshot
 from apex_creds.model import Origin

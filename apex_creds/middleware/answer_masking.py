@@ -57,7 +57,7 @@ class AnswerSearch:
         self._masks = RecentMasks(broker.clock.monotonic)
 
     def ask(self, leases: Sequence[Lease], headers: Headers) -> None:
-        """See ``leases.answer_search``."""
+        """See ``leases.http_messages``."""
         for lease in leases:
             permission = lease.permission
             if not (permission.reveal or permission.echoes):
@@ -72,7 +72,7 @@ class AnswerSearch:
         status: int,
         headers: RawHeaders,
     ) -> _Answer | None:
-        """See ``leases.answer_search``."""
+        """See ``leases.http_messages``."""
         taken, masks = self._taken(leases, records)
         if not taken:
             return None
@@ -91,7 +91,7 @@ class AnswerSearch:
         return made
 
     def messages(self, leases: Sequence[Lease], records: Sequence[Record]) -> _Messages | None:
-        """See ``leases.answer_search``."""
+        """See ``leases.http_messages``."""
         taken, masks = self._taken(leases, records)
         if not taken:
             return None

@@ -29,7 +29,6 @@ from apex_creds.errors import (
 from apex_creds.leases.broker import LeaseBroker
 from apex_creds.leases.handle import CredentialHandle, CredentialMap
 from apex_creds.leases.lease import Authorization, Invocation, end_each, enter, leave
-from apex_creds.middleware.unscoped_output import report_leak
 from apex_creds.policy.manifest import Manifest
 from apex_creds.redaction.redactor import (
     Key,
@@ -39,6 +38,7 @@ from apex_creds.redaction.redactor import (
     shown,
     withheld,
 )
+from apex_creds.telemetry import instruments
 from apex_creds.telemetry.tracing import InvokeStep
 from apex_creds.vault import Facts
 
@@ -428,3 +428,33 @@ class WrappedCoroutine(Coroutine[object, object, object]):
         close: Callable[[], object] | None = getattr(awaitable, "close", None)
         if close is not None:  # or its frame has the handles as long as somebody has this one
             close()
+
+
+def report_leak(
+    broker: LeaseBroker,
+    credential: str,
+    where: str,
+    *,
+    plugin: str,
+    version: str,
+    action: str,
+    invocation: str,
+) -> None:
+    """Audits and counts that a credential's secret was found in output.
+
+    Raises:
+        AuditUnavailableError: It can't be logged, so that nothing may pass.
+    """
+    event = AuditEvent(
+        time=broker.clock.time(),
+        kind=EventKind.LEAK,
+        plugin=plugin,
+        plugin_version=version,
+        action=action,
+        invocation=invocation,
+        credential=credential,
+        outcome="redacted",
+        detail=where,
+    )
+    broker.log(event, flush=True)
+    instruments.leaked(where)

@@ -1,6 +1,8 @@
-"""What a plugin's action is: how it is called, whether its result is a stream, its types.
+"""What a plugin's action is: how it is called and where, whether its result is a stream.
 
-Guarantee: a callable is known by identity, whatever it says when it is compared.
+Guarantee: a callable is known by identity, whatever it says when it is compared. What runs
+plugins elsewhere (``apex_creds.isolation`` has one) is a ``PluginRunner``, and the middleware
+knows no more of it: it makes the invocation and its leases, and ends them.
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import weakref
-from collections.abc import AsyncIterable, Callable, Iterable
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from contextlib import suppress
 from typing import (
     TYPE_CHECKING,
@@ -20,6 +22,9 @@ from typing import (
     TypeGuard,
     TypeVar,
 )
+
+from apex_creds.errors import IsolationUnavailableError
+from apex_creds.policy.manifest import Manifest
 
 if TYPE_CHECKING:
     from apex_creds.leases.handle import CredentialMap
@@ -143,3 +148,78 @@ class _After4(Protocol[T_co]):
 
 TakesCredentials = _After0[T_co] | _After1[T_co] | _After2[T_co] | _After3[T_co] | _After4[T_co]
 """A function with a parameter ``credentials`` after at most four others, to type checkers."""
+
+
+ELSEWHERE: Final = Shape(takes_credentials=False, in_thread=False)
+"""How what runs a plugin elsewhere is called: its handles are not passed to it here."""
+
+
+class PluginRunner(Protocol):
+    """Calls plugins' functions in separate processes, in the current invocation."""
+
+    @property
+    def every(self) -> bool:
+        """Whether it runs every plugin, or those that require it."""
+
+    async def call(
+        self,
+        manifest: Manifest,
+        function: Callable[..., object],
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
+    ) -> object:
+        """What the function returns there; a generator of either kind for its streams."""
+
+    def call_in_turn(
+        self,
+        manifest: Manifest,
+        function: Callable[..., object],
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
+    ) -> object:
+        """As ``call``, from code that can't wait: what is to be awaited comes back so."""
+
+    async def close(self) -> None:
+        """Ends its processes; idempotent."""
+
+
+class BehindWall:
+    """A function of the host's that itself runs the plugin behind a wall, as a program.
+
+    It is called in this process, also for a plugin that is to run isolated: it does.
+
+    Args:
+        function: That function.
+    """
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., Awaitable[object]]) -> None:
+        self._function = function
+
+    async def __call__(self, *args: object) -> object:
+        """What the function returns."""
+        return await self._function(*args)
+
+
+class Isolates(Protocol):
+    """What ``isolation`` of a middleware is: it has a runner."""
+
+    def runner(self) -> PluginRunner:
+        """The runner, which the middleware closes."""
+
+
+def elsewhere(
+    runner: PluginRunner | None, manifest: Manifest, *, required: bool
+) -> PluginRunner | None:
+    """What runs a plugin; None: this process.
+
+    Raises:
+        IsolationUnavailableError: It is to run behind a wall, and there is none.
+    """
+    if runner is None and required:
+        raise IsolationUnavailableError(
+            f"Plugin {manifest.plugin} is to run isolated, and this middleware runs none so.",
+            hint="Make it with CredentialMiddleware(vault, isolation=Isolation.BUBBLEWRAP).",
+        )
+    return runner if runner is not None and (required or runner.every) else None

@@ -51,23 +51,21 @@ from apex_creds.middleware.call import (
 )
 from apex_creds.middleware.callables import (
     CREDENTIALS,
+    ELSEWHERE,
     VALUES,
+    BehindWall,
+    Isolates,
+    PluginRunner,
     Shape,
+    elsewhere,
     is_async_stream,
     is_stream,
     shape_of,
     takes,
 )
 from apex_creds.middleware.consent_flow import Authorizations, ConsentFlow
-from apex_creds.middleware.plugin_runner import (
-    ELSEWHERE,
-    BehindWall,
-    Isolates,
-    PluginRunner,
-    elsewhere,
-)
+from apex_creds.middleware.log_filter import mark_before_sealing
 from apex_creds.middleware.streams import guard_async, guard_sync
-from apex_creds.middleware.unscoped_output import mark_before_sealing
 from apex_creds.migration import Fallback
 from apex_creds.model import check_name
 from apex_creds.plain import (

@@ -18,8 +18,8 @@ import grpc.aio
 
 from apex_creds.documents.records import Record
 from apex_creds.errors import AnswerWithheldError, ApexCredsError
-from apex_creds.leases.answer_search import AnswerFilter, AnswerSearch, MessageFilter
 from apex_creds.leases.broker import keep_open
+from apex_creds.leases.http_messages import AnswerFilter, AnswerSearch, MessageFilter
 from apex_creds.leases.lease import Lease
 
 _CALLS: Final[MutableMapping[object, tuple[Any, Sent]]] = WeakKeyDictionary()

@@ -23,9 +23,8 @@ from websockets.sync import client as sync_client
 from apex_creds.concurrency import LoopThread, first_ended, soon
 from apex_creds.errors import ApexCredsError, InvalidInputError, RequestNotAllowedError
 from apex_creds.leases import current_credentials
-from apex_creds.leases.answer_search import MessageFilter
 from apex_creds.leases.exchange import Head, injected_head
-from apex_creds.leases.http_messages import Request
+from apex_creds.leases.http_messages import MessageFilter, Request
 from apex_creds.leases.logins import tls_context
 from apex_creds.sdk.current import Binding, refused
 from apex_creds.sdk.websocket_handshakes import (
