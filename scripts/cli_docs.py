@@ -20,7 +20,8 @@ INTRO = """\
 
 `--home DIR` and `--master URI` are accepted before and after every command; the one
 after it wins. Without `--master` the vault's own record of it is used (`keyring:` for
-`init`). `-h` works everywhere. What can be read has `--json`.
+`init`). `-h` works everywhere. What can be read has `--json`; [JSON.md](JSON.md) says what it
+is. `apex-creds --install-completion` makes bash, zsh and fish complete commands and options.
 
 Secrets are never arguments and never come from the environment: they are asked for
 without echo, or read from standard input. On standard input `api_key` is the value (one
@@ -30,7 +31,8 @@ up to three (access token, refresh token, scope), `generic` every byte. With
 
 Times are UTC: `2030-12-31`, `2030-12-31T18:00Z`, or from now: `12h`, `30d`, `1y`.
 
-An error is one line `error: …` and perhaps one line `hint: …` on standard error.
+An error is one line `error: …` and perhaps one line `hint: …` on standard error; with `--json`
+it is a line of JSON there.
 """
 
 

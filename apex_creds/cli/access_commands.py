@@ -73,7 +73,7 @@ def enrol_factor(
     force: ForceOption = False,
 ) -> Report:
     """Enrol an authenticator app: shows a QR code, then asks for a code of the app."""
-    check_exit(sys.stdout, force=force)
+    check_exit(console.for_people(), force=force)
 
     async def work(vault: Vault) -> tuple[Factor, int]:
         factors = Factors(vault)
@@ -82,7 +82,7 @@ def enrol_factor(
         with factors.begin(label) as new:
             uri = new.uri()
             if not plain:
-                console.draw_qr(uri, sys.stdout)
+                console.draw_qr(uri, console.for_people())
             console.say("Scan this with an authenticator app, or type the secret into it.")
             console.say(f"URI:    {uri}")
             console.say(f"Secret: {new.base32()}")

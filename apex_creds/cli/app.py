@@ -17,6 +17,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
+from itertools import takewhile
 from typing import Any, Final, NoReturn
 
 import typer
@@ -87,7 +88,8 @@ def run(arguments: Sequence[str]) -> int:
     Returns:
         The exit code.
     """
-    console.errors_as_json = "--json" in arguments
+    # What follows -- is another program's.
+    console.as_json = "--json" in takewhile(lambda word: word != "--", arguments)
     try:
         with sdk.exporting():
             app = tree(named(arguments))

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import chain, groupby, islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Final, TypeAlias
 
@@ -235,7 +235,11 @@ def tail(
     if json:
         console.json_out([_as_json(each) for each in reversed(list(islice(found, count)))])
     else:
-        _print(list(reversed(list(islice(_folded(found), count)))), json=False)
+        openings = _Openings()
+        shown = found if kind else openings.without(found)
+        _print(list(reversed(list(islice(shown, count)))), json=False)
+        if said := openings.said():
+            console.note(said)
     after = newest[0].seq if newest else 0
     while follow:
         for event in read(directory, vault_id=vault_id, after=after):
@@ -280,23 +284,33 @@ def show(
     _print(story, json=json)
 
 
-def _folded(events: Iterable[Recorded]) -> Iterator[Recorded]:
-    """Events from the newest on; openings of the vault in a row are one.
+class _Openings:
+    """Leaves out events that say no more than that the vault was opened; counts them.
 
-    Every command opens the vault: they would be half of what a day's log shows.
+    Every command opens it: they would be half of what a day's log shows.
     """
-    for opening, run in groupby(events, lambda event: event.kind == "unseal"):
-        if not opening:
-            yield from run
-            continue
-        newest = oldest = next(run)
-        count = 1
-        for count, oldest in enumerate(run, start=2):  # noqa: B007 - the last of them
-            pass
-        if count > 1:
-            detail = f"{count} times since {show_time(oldest.time)}"
-            newest = msgspec.structs.replace(newest, detail=detail)
-        yield newest
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.newest = self.oldest = 0.0
+
+    def without(self, events: Iterable[Recorded]) -> Iterator[Recorded]:
+        """Those that say more; ``events`` are from the newest on."""
+        for event in events:
+            if event.kind != EventKind.UNSEAL or event.detail:
+                yield event
+                continue
+            self.count += 1
+            self.newest = self.newest or event.time
+            self.oldest = event.time
+
+    def said(self) -> str:
+        """How many there were, and when."""
+        if not self.count:
+            return ""
+        first, last = show_time(self.oldest), show_time(self.newest)
+        when = f"at {last}" if self.count == 1 else f"{self.count} times, {first} to {last}"
+        return f"Not shown: the vault was opened {when}. See: --kind unseal"
 
 
 def _print(events: Sequence[Recorded], *, json: bool) -> None:
@@ -344,7 +358,7 @@ def export(
     wanted = map(named, read(directory, vault_id=vault_id, after=after, since=start))
     if form == "jsonl":
         for event in wanted:
-            console.json_line(msgspec.to_builtins(event))
+            console.json_line(_as_json(event))
         return
 
     def cell(value: object) -> object:
@@ -356,7 +370,9 @@ def export(
 
     writer = csv.writer(sys.stdout)
     writer.writerow(_FIELDS)
-    writer.writerows([cell(getattr(event, name)) for name in _FIELDS] for event in wanted)
+    for event in wanted:
+        values = msgspec.structs.asdict(event) | {"time": show_time(event.time, finely=True)}
+        writer.writerow(cell(values[name]) for name in _FIELDS)
 
 
 def _naming(chosen: Settings, names: bool) -> Naming:

@@ -9,6 +9,7 @@ that is on standard error and never an error of the command.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 import re
@@ -25,7 +26,7 @@ from apex_creds.cli.console import Report, Text, bars, note, safe
 from apex_creds.cli.program import HELP, HomeOption, MasterOption, argument, flag, option
 from apex_creds.documents.document import Header, parse
 from apex_creds.documents.keystore import load_master, refuse_own_directory, root_header
-from apex_creds.errors import VaultNotFoundError
+from apex_creds.errors import CredentialNotFoundError, VaultNotFoundError
 from apex_creds.fs.home import resolve_home
 from apex_creds.keys import MasterKeyProvider, provider_from_uri
 from apex_creds.keys.hierarchy import KEYSTORE
@@ -133,10 +134,11 @@ PluginArgument = Annotated[str, argument("PLUGIN", "The plugin's id.")]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What ``--home`` and ``--master`` say."""
+    """What ``--home`` and ``--master`` say, and which credential was named."""
 
     home: Path | None = None
     master: str | None = None
+    named: str = ""
 
     @property
     def folder(self) -> Path:
@@ -144,12 +146,15 @@ class Settings:
         return resolve_home(self.home)
 
 
-def settings(ctx: typer.Context, home: Path | None, master: str | None) -> Settings:
+def settings(
+    ctx: typer.Context, home: Path | None, master: str | None, *, named: str = ""
+) -> Settings:
     """The settings of a command, from its own options and those before its name."""
     outer = ctx.obj if isinstance(ctx.obj, Settings) else Settings()
     return Settings(
         home=outer.home if home is None else home,
         master=outer.master if master is None else master,
+        named=named,
     )
 
 
@@ -193,7 +198,9 @@ def command(*, asks_again: bool = False, keyless: bool = False) -> Callable[[Wor
             as_json = is_report and bool(options.pop("json"))
             if takes_settings:
                 home = cast("Path | None", options.pop("home"))
-                chosen = settings(ctx, home, cast("str | None", options.pop("master", None)))
+                master = cast("str | None", options.pop("master", None))
+                named = str(options.get("name") or "")
+                chosen = settings(ctx, home, master, named=named)
                 if first is Vault:
                     made = with_vault(
                         chosen,
@@ -278,7 +285,15 @@ def with_vault(
         async with await Vault.unseal(chosen.home, master=provider) as vault:
             if migrates:
                 await migrate_first(vault)
-            return await work(vault)
+            try:
+                return await work(vault)
+            except CredentialNotFoundError as error:
+                names = {info.name for info in await vault.list()}
+                for meant in difflib.get_close_matches(
+                    chosen.named, names - {chosen.named}, n=1
+                ):
+                    error.hint = f"Did you mean {meant}? {error.hint}"
+                raise
 
     return anyio.run(body)
 

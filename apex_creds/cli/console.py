@@ -182,6 +182,14 @@ def done(data: Json, text: str, *parts: Part, notes: Iterable[Note] = ()) -> Rep
 
 # -- printing ------------------------------------------------------------------------------
 
+as_json = False
+"""Whether JSON was asked for: errors are JSON, too, and nothing else is on standard output."""
+
+
+def for_people() -> TextIO:
+    """Where what people read goes: standard output, if that is not for a program."""
+    return sys.stderr if as_json else sys.stdout
+
 
 def safe(text: object) -> str:
     """``text`` with every character that is not plainly seen, or not written here, escaped."""
@@ -221,16 +229,12 @@ def _line(stream: TextIO, *parts: tuple[str, str], fold: bool = False) -> None:
 
 def say(text: str, *, style: str = "") -> None:
     """Prints a line."""
-    _line(sys.stdout, (text, style))
+    _line(for_people(), (text, style))
 
 
 def note(text: str, *, style: str = "yellow") -> None:
     """Prints a line on standard error."""
     _line(sys.stderr, (text, style))
-
-
-errors_as_json = False
-"""Whether the command was asked for JSON: its errors are JSON, too."""
 
 
 def fail(message: str, hint: str = "", *, kind: str, code: int) -> None:
@@ -242,7 +246,7 @@ def fail(message: str, hint: str = "", *, kind: str, code: int) -> None:
         kind: The error's class, for programs.
         code: What the process ends with.
     """
-    if errors_as_json:
+    if as_json:
         what: dict[str, Json] = {"error": kind, "message": message, "hint": hint, "code": code}
         sys.stderr.write(json.dumps(what, ensure_ascii=True) + "\n")
         return

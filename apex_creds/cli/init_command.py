@@ -122,7 +122,7 @@ def status(chosen: Settings) -> Report:
         granted = await vault.grants()
         keys = await undone(RotationWorker(vault).engine)
         return {
-            "locked_down": show_time(granted.lockdown.since) if granted.lockdown else "",
+            "locked_down": show_time(granted.lockdown.since) if granted.lockdown else None,
             "credentials": len(listed),
             "kinds": {kind.value: kinds[kind] for kind in CredentialKind if kinds[kind]},
             "expired": sum(end <= now for end in ends),
@@ -133,7 +133,8 @@ def status(chosen: Settings) -> Report:
                 for i in listed
                 if (due := rotation_due(i)) is not None and due <= now
             ],
-            "next_expiry": show_time(min((end for end in ends if end > now), default=None)),
+            "next_expiry": show_time(min((end for end in ends if end > now), default=None))
+            or None,
             "grants": len(granted),
             "rotation": rotation_check(keys).detail,
             "rotation_due": [level.value for level in keys.levels],
@@ -156,7 +157,7 @@ def status(chosen: Settings) -> Report:
         left_out.add("locked_down")
     shown: list[tuple[str, str]] = []
     for name, value in facts.items():
-        text = str(value)
+        text = "" if value is None else str(value)
         if isinstance(value, bool):
             text = "runs" if value else "none runs"
         elif isinstance(value, list):

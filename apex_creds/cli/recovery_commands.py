@@ -214,12 +214,12 @@ async def list_made(vault: Vault) -> Report:
             "by": one.by,
             "master_version": one.master_version,
             "kind": one.kind,
-            "tried": show_time(one.tested) if one.tested else "never",
+            "tried": show_time(one.tested) if one.tested else None,
         }
         for one in state.made
     ]
     columns = ("made", "by", "master version", "kind", "tried")
-    rows = [tuple(item.values()) for item in found]
+    rows = [(*list(item.values())[:-1], item["tried"] or "never") for item in found]
     return Report(found, Rows(columns, rows, empty=f"There is no recovery. {_NEXT}"))
 
 

@@ -77,6 +77,33 @@ def test_a_word_that_is_nearly_a_command(cli, words, meant):
     assert (done.code, done.lines()[1]) == (2, f"hint: Did you mean: {meant}")
 
 
+def test_a_name_that_is_nearly_a_credentials(cli):
+    cli("set", "openai", stdin=b"sk-12345678")
+    for words in (
+        ("show", "opnai"),
+        ("rm", "openia", "--yes"),
+        ("grant", "weather", "open-ai"),
+    ):
+        done = cli(*words)
+        assert done.code == 8
+        assert done.lines()[1].startswith("hint: Did you mean openai? ")
+    done = cli("show", "sk-live-0123456789")
+    assert "openai" not in done.err
+    assert "sk-live" not in done.err
+
+
+def test_what_follows_the_dashes_is_another_programs(cli):
+    done = cli("run", "--plugin-dir", "/nothing", "--", "tool", "--json")
+    assert done.lines()[0].startswith("error: ")
+
+
+def test_with_json_nothing_else_is_on_standard_output(cli):
+    """What a person reads and types into an app is on standard error then."""
+    done = cli("factor", "enrol", "--force", "--no-qr", "--json", stdin=b"000000\n")
+    assert done.out == ""
+    assert "otpauth://" in done.err
+
+
 def test_a_word_that_is_none_is_not_repeated(cli):
     done = cli("sk-live-0123456789")
     assert done.code == 2
