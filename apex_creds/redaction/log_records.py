@@ -3,7 +3,8 @@
 Guarantee: while a search is hooked, it gets every record that a handler is about to show,
 whatever filters add to it. ``redact`` cleans the message, the arguments, ``extra`` fields, the
 stack, the text of an exception, and the names of logger, thread and task; it never raises: what
-can't be searched is withheld. With the last search what was there before is restored.
+can't be searched is withheld. With the last search what was there before is restored. What is
+``held_back`` is searched again, for what has become known meanwhile, and shown then.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from __future__ import annotations
 import logging
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Final
 
 from apex_creds.errors import ApexCredsError
@@ -24,6 +27,7 @@ _NAMES: Final = (
     "filename", "module",
 )  # fmt: skip
 _WITHHELD: Final = "[withheld]"
+_MOST_HELD: Final = 1000
 
 Passed = bool | logging.LogRecord
 """What a filter says; since Python 3.12 also with another record in place of the one it got."""
@@ -73,7 +77,10 @@ def unhook(search: Search) -> None:
 def _filter(self: logging.Filterer, record: logging.LogRecord) -> Passed:
     passed = _original(self, record)
     if passed:
-        _search(_passed_on(passed, record))
+        shown = _passed_on(passed, record)
+        _search(shown)
+        if isinstance(self, logging.Handler) and _is_held(self, shown):
+            return False
     return passed
 
 
@@ -84,12 +91,17 @@ def _handle(self: logging.Handler, record: logging.LogRecord) -> Passed:
     if passed:
         shown = _passed_on(passed, record)
         _search(shown)
-        self.acquire()
-        try:
-            self.emit(shown)
-        finally:
-            self.release()
+        if not _is_held(self, shown):
+            _emit(self, shown)
     return passed
+
+
+def _emit(handler: logging.Handler, record: logging.LogRecord) -> None:
+    handler.acquire()
+    try:
+        handler.emit(record)
+    finally:
+        handler.release()
 
 
 def _passed_on(passed: Passed, record: logging.LogRecord) -> logging.LogRecord:
@@ -99,6 +111,60 @@ def _passed_on(passed: Passed, record: logging.LogRecord) -> logging.LogRecord:
 def _search(record: logging.LogRecord) -> None:
     for search in _searches:
         search(record)
+
+
+class _Held:
+    """What handlers are not shown yet."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._records: list[tuple[logging.Handler, logging.LogRecord]] | None = []
+
+    def take(self, handler: logging.Handler, record: logging.LogRecord) -> bool:
+        with self._lock:
+            if self._records is None:
+                return False
+            if len(self._records) < _MOST_HELD:
+                self._records.append((handler, record))
+                return True
+        _withhold(record, "A log record is withheld: too many are held back.")
+        return False
+
+    def release(self) -> None:
+        with self._lock:
+            records, self._records = self._records, None
+        for handler, record in records or ():
+            _search(record)
+            try:
+                _emit(handler, record)
+            except Exception:
+                handler.handleError(record)
+
+
+_held: ContextVar[_Held | None] = ContextVar("held log records", default=None)
+
+
+@contextmanager
+def held_back() -> Iterator[Callable[[], None]]:
+    """Keeps from handlers, inside of ``with``, what this context logs while a search is hooked.
+
+    Tasks and threads that are started with its context belong to it.
+
+    Yields:
+        What shows it all, searched again; at the latest the end of the block does.
+    """
+    held = _Held()
+    token = _held.set(held)
+    try:
+        yield held.release
+    finally:
+        _held.reset(token)
+        held.release()
+
+
+def _is_held(handler: logging.Handler, record: logging.LogRecord) -> bool:
+    held = _held.get()
+    return held is not None and held.take(handler, record)
 
 
 def redact(record: logging.LogRecord, redactor: Redactor) -> None:

@@ -4,11 +4,13 @@ The rules, in order:
 
 1. What is logged meanwhile is searched for every value that the step is given, in any spelling
    and from any thread, as in a plugin's invocation: a provider's client may log its requests.
-2. An error that repeats such a value is replaced by one of its kind that says nothing.
-3. What would end more than the step (an exit, a cancellation from inside) is a failure of the
+2. What ``create`` logs is held back until it returns, and searched for the value that it has
+   made, too (``steps``); from a thread without its context it is shown at once.
+3. An error that repeats such a value is replaced by one of its kind that says nothing.
+4. What would end more than the step (an exit, a cancellation from inside) is a failure of the
    rotator. What comes from outside, a cancelled task or Ctrl-C, passes.
 
-A value that is only being made is not known before ``create`` returns it.
+Of a ``create`` that fails nobody knows what it had made; its log is shown as it is.
 """
 
 from __future__ import annotations

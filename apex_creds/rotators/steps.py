@@ -34,6 +34,7 @@ from apex_creds.errors import (
     RotatorRefusedError,
 )
 from apex_creds.model import CredentialInfo, Rotation, RotationStage, Secret, new_id
+from apex_creds.redaction.log_records import held_back
 from apex_creds.rotators import plan
 from apex_creds.rotators.containment import exits_contained, values_contained
 from apex_creds.rotators.plan import state_of
@@ -141,17 +142,22 @@ class Steps:
     async def _create(
         self, info: CredentialInfo, rotator: Rotator, task: Task, values: Values
     ) -> None:
-        made = await rotator.create(task)
-        if made.secret.kind is not info.kind:
-            raise RotatorError("The rotator made no value of the credential's kind.")
-        if any(made.secret.parts == each.parts for each in (values.current, *values.others)):
-            raise RotatorError("The rotator made no new value: it gave back one that there is.")
-        if made.expires is not None and not self._now < made.expires < math.inf:
-            raise RotatorError("The rotator made a value that has ended already.")
-        state = plan.created(
-            state_of(info), version=info.version + 1, expires=made.expires, now=self._now
-        )
-        await self._store(info, replace(values, pending=made.secret), state)
+        with held_back() as release:
+            made = await rotator.create(task)
+            with values_contained(info.key, (made.secret,)):
+                release()
+                given = (values.current, *values.others)
+                if made.secret.kind is not info.kind:
+                    raise RotatorError("The rotator made no value of the credential's kind.")
+                if any(made.secret.parts == each.parts for each in given):
+                    raise RotatorError("The rotator made no new value: there is one like it.")
+                if made.expires is not None and not self._now < made.expires < math.inf:
+                    raise RotatorError("The rotator made a value that has ended already.")
+                version, state = info.version + 1, state_of(info)
+                state = plan.created(
+                    state, version=version, expires=made.expires, now=self._now
+                )
+                await self._store(info, replace(values, pending=made.secret), state)
 
     async def _set(
         self, info: CredentialInfo, rotator: Rotator, task: Task, values: Values

@@ -70,11 +70,12 @@ class CredentialRotation:
         """
         now = self._vault.clock.time()
         for info in await self._vault.list():
-            if self.is_due(info, now):
+            if (state := info.rotation) is not None and self.is_due(info, now):
                 with suppress(NotFoundError, InvalidInputError):  # changed meanwhile
                     await self.rotations.ask(
                         info.name,
                         principal=info.principal,
+                        upto=state.since,  # another process may have replaced it by now
                         ending=self._ends_soon(info, now),
                     )
         return await self.rotations.run_due()

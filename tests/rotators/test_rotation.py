@@ -512,6 +512,21 @@ class Logs(FakeRotator):
                 pool.submit(log.error, "sent %r", {"body": value}).result()
 
 
+async def logged(vault, provider, monkeypatch, find):
+    """What a client logs to; the credential is odd, and replaced by that rotator."""
+    monkeypatch.setattr(configuration, "rotator_from_uri", find)
+    seen.clear()
+    shown = io.StringIO()
+    handler = logging.StreamHandler(shown)
+    handler.setFormatter(logging.Formatter("%(message)s %(body)s", defaults={"body": ""}))
+    monkeypatch.setattr(log, "handlers", [handler])
+    monkeypatch.setattr(log, "propagate", False)
+    provider.valid = {ODD.encode()}
+    await vault.put("key", ApiKey(ODD), origins=[ORIGIN])
+    await configure(vault, "key", uri=URI, grace=0.0)
+    return shown
+
+
 log = logging.getLogger("a_client_of_a_provider")
 seen: list[str] = []
 
@@ -521,17 +536,8 @@ async def test_what_a_rotator_logs_has_no_value_in_any_form(vault, provider, mon
     def find(uri):
         return Logs(provider, mode)
 
-    monkeypatch.setattr(configuration, "rotator_from_uri", find)
-    seen.clear()
-    shown = io.StringIO()
-    handler = logging.StreamHandler(shown)
-    handler.setFormatter(logging.Formatter("%(message)s %(body)s", defaults={"body": ""}))
+    shown = await logged(vault, provider, monkeypatch, find)
     filtered = logging.Filterer.filter
-    monkeypatch.setattr(log, "handlers", [handler])
-    monkeypatch.setattr(log, "propagate", False)
-    provider.valid = {ODD.encode()}
-    await vault.put("key", ApiKey(ODD), origins=[ORIGIN])
-    await configure(vault, "key", uri=URI, grace=0.0)
     rotations = Rotations(vault, find=find)
     await rotations.ask("key")
     await rotations.advance("key")
@@ -542,3 +548,77 @@ async def test_what_a_rotator_logs_has_no_value_in_any_form(vault, provider, mon
         for show in (str, *FORMS.values()):
             assert show(each) not in text
     assert logging.Filterer.filter is filtered
+
+
+class LogsAnswers(FakeRotator):
+    """Logs what its provider answers, before it returns it."""
+
+    broken = False
+
+    async def create(self, task):
+        log.warning("asking")
+        made = await super().create(task)
+        answer = made.secret.parts["value"].decode()
+        seen.append(answer)
+        for show in (str, *FORMS.values()):
+            log.warning("got %s", show(answer), extra={"body": show(answer)})
+            await asyncio.to_thread(log.warning, "got %r", {"body": show(answer)})
+            await asyncio.create_task(asyncio.to_thread(log.warning, show(answer)))
+        if self.broken:
+            raise RotatorError("The answer ends in the middle.")
+        return made
+
+
+@MODES
+async def test_what_a_rotator_logs_has_no_value_that_it_has_just_made(
+    vault, provider, monkeypatch, mode
+):
+    shown = await logged(
+        vault, provider, monkeypatch, find := lambda uri: LogsAnswers(provider, mode)
+    )
+    rotations = Rotations(vault, find=find)
+    await rotations.ask("key")
+    await rotations.advance("key")
+    (made,) = seen
+    assert (await value(vault)).decode() == made
+    lines = shown.getvalue().splitlines()
+    assert lines[0] == "asking "
+    assert len(lines) == 1 + 3 * (1 + len(FORMS))
+    assert all("[redacted:key]" in line for line in lines[1:])
+    assert not any(show(made) in line for line in lines for show in (str, *FORMS.values()))
+
+
+async def test_nothing_that_a_failed_step_logs_is_lost(vault, provider, monkeypatch):
+    monkeypatch.setattr(LogsAnswers, "broken", True)
+    shown = await logged(
+        vault, provider, monkeypatch, find := lambda uri: LogsAnswers(provider, Mode.DUAL)
+    )
+    rotations = Rotations(vault, find=find)
+    await rotations.ask("key")
+    with pytest.raises(RotatorError, match="in the middle"):
+        await rotations.advance("key")
+    assert len(shown.getvalue().splitlines()) == 1 + 3 * (1 + len(FORMS))
+    log.warning("afterwards")
+    assert shown.getvalue().endswith("afterwards \n")
+
+
+async def test_a_rotator_that_logs_without_end_does_not_fill_the_memory(
+    vault, provider, monkeypatch
+):
+    class Floods(FakeRotator):
+        async def create(self, task):
+            made = await super().create(task)
+            for number in range(3000):
+                log.warning("%d %s", number, made.secret.parts["value"].decode())
+            return made
+
+    shown = await logged(
+        vault, provider, monkeypatch, find := lambda uri: Floods(provider, Mode.DUAL)
+    )
+    rotations = Rotations(vault, find=find)
+    await rotations.ask("key")
+    await rotations.advance("key")
+    assert (await value(vault)).decode() not in shown.getvalue()
+    lines = shown.getvalue().splitlines()
+    assert len(lines) == 3000
+    assert sum("too many are held back" in line for line in lines) == 2000

@@ -36,7 +36,7 @@ from apex_creds.crypto.memory import SecretBytes
 from apex_creds.documents.keystore import Keystore, MasterKeySource
 from apex_creds.documents.records import Record, open_record
 from apex_creds.documents.store import DocumentStore
-from apex_creds.errors import ConflictError, MasterKeyNotFoundError, RotatorError
+from apex_creds.errors import ConflictError, MasterKeyNotFoundError, RotatorError, TokenError
 from apex_creds.keys.keyset import KeyState
 from apex_creds.model import (
     SECTIONS,
@@ -50,6 +50,7 @@ from apex_creds.model import (
 )
 from apex_creds.policy.grants import Grants
 from apex_creds.rotators import Mode, Rotations, Task
+from apex_creds.rotators.protocol import Created
 from apex_creds.scheduler.compromise import declare
 from apex_creds.scheduler.credential_rotation import CredentialRotation
 from apex_creds.scheduler.engine import Engine
@@ -81,6 +82,10 @@ _FIRST = b"the first value"
 _PENDING = "pending_value"
 ROTATED = [(mode, who) for mode in Mode for who in ("", "alice")]
 """What is replaced at a provider: the shared one and a principal's of the same name."""
+ENDING = "carol"
+"""Whose values end by themselves, and are replaced when somebody needs one."""
+ON_DEMAND = [(mode, ENDING) for mode in Mode]
+LIFE = 2 * DAY
 NAMES = [f"name{number}" for number in range(4)]
 SERVICES = ["one", "one", "two"]
 
@@ -148,7 +153,7 @@ class Chaos:
         raise Crash
 
 
-@dataclass
+@dataclass(eq=False)
 class Mortal:
     """A process: once dead, it calls nothing any more."""
 
@@ -257,17 +262,34 @@ class ChaoticRotator(FakeRotator):
         mode, _, who = uri.partition("#")
         super().__init__(world.providers[Mode(mode), who], Mode(mode))
         self._chaos, self._life = world.chaos, life
+        self._world, self._ends_by_itself = world, who == ENDING
 
     async def _call(self, step: Callable[..., Awaitable[Any]], *args: Any) -> Any:
         if self._life.dead:
             raise Crash
-        return await self._chaos.around(self._life, lambda: step(*args))
+        try:
+            return await self._chaos.around(self._life, lambda: step(*args))
+        except AssertionError as error:  # to a rotation that is a failure of the rotator
+            self._world.wrong.append(error)
+            raise
 
     async def create(self, task: Task) -> Any:
-        return await self._call(super().create, task)
+        return await self._call(self._made, task)
+
+    async def _made(self, task: Task) -> Created:
+        made = await super().create(task)
+        if not self._ends_by_itself:
+            return made
+        made = Created(secret=made.secret, expires=task.now + LIFE)
+        self._world.makes(key_of(task.credential, ENDING), task.current, self._life)
+        return made
 
     async def set(self, task: Task, new: Secret) -> None:
-        await self._call(super().set, task, new)
+        await self._call(self._was_set, task, new)
+
+    async def _was_set(self, task: Task, new: Secret) -> None:
+        assert new.parts["value"] not in self._provider.ended, "an old value is valid again"
+        await super().set(task, new)
 
     async def test(self, task: Task, new: Secret) -> None:
         await self._call(super().test, task, new)
@@ -279,15 +301,17 @@ class ChaoticRotator(FakeRotator):
 class Facade:
     """What rotations ask of a vault, over a worker's documents."""
 
-    def __init__(self, store: DocumentStore, clock: FakeClock) -> None:
-        self.store, self.clock, self.ends = store, clock, Ends(clock)
+    def __init__(self, store: DocumentStore, world: World, life: Mortal) -> None:
+        self.store, self.clock, self.ends = store, world.clock, Ends(world.clock)
         self.audit = self
+        self._excused, self._life = world.excused, life
 
     def encode(self, event: object) -> bytes:
         return b""
 
-    def record(self, *args: object, **fields: object) -> None:
-        pass
+    def record(self, *args: object, action: str, credential: str, **fields: object) -> None:
+        if action == "create credential":  # it failed, and what it made is not stored
+            self._excused.add((self._life, credential))
 
     async def check_not_locked_down(self) -> None:
         pass
@@ -340,8 +364,14 @@ class World:
     writers: dict[str, list[Worker]] = field(default_factory=dict)
     cut_off: dict[str, bool] = field(default_factory=dict)
     providers: dict[tuple[Mode, str], Provider] = field(
-        default_factory=lambda: {each: Provider(valid={_FIRST}) for each in ROTATED}
+        default_factory=lambda: {
+            each: Provider(valid={_FIRST}) for each in (*ROTATED, *ON_DEMAND)
+        }
     )
+    making: dict[tuple[str, bytes], Mortal] = field(default_factory=dict)
+    excused: set[tuple[Mortal, str]] = field(default_factory=set)
+    needed: int = 0
+    wrong: list[AssertionError] = field(default_factory=list)
     replaced: int = 0
     server: Server = field(default_factory=Server)
     events: list[Event] = field(default_factory=list)
@@ -353,6 +383,15 @@ class World:
     def value(self) -> str:
         self.stamps += 1
         return f"value {self.stamps}"
+
+    def makes(self, key: str, current: Secret, life: Mortal) -> None:
+        """The next one after a value is made: once, but for crashes and failures."""
+        what = key, current.parts["value"]
+        before = self.making.get(what)
+        again = before is None or before.dead or (before, key) in self.excused
+        assert again, "two values made for one that has expired"
+        self.making[what] = life
+        self.excused.discard((life, key))
 
     def documents(self, life: Mortal) -> DocumentStore:
         """Those of one worker."""
@@ -392,7 +431,7 @@ class Worker:
             next_fire=lambda *_: None,
             pace=Pace(slice_records=2),
         )
-        facade: Any = Facade(self.store, world.clock)
+        facade: Any = Facade(self.store, world, self.life)
         self.rotations = Rotations(
             facade, find=lambda uri: ChaoticRotator(world, uri, self.life)
         )
@@ -409,7 +448,7 @@ class Worker:
         roll = self.world.chaos.random
         actions = [self.put] * 6 + [self.redeem] * 6 + [self.delete] * 2
         actions += [self.rotate] * 6 + [self.compromise] * 2 + [self.request] * 2
-        actions += [self.emit] * 3 + [self.replace] * 4
+        actions += [self.emit] * 3 + [self.replace] * 4 + [self.need] * 6 + [self.run_due]
         actions += [self.tokens.use] * 6 + [self.tokens.reconnect]
         await roll.choice(actions)()
 
@@ -483,6 +522,21 @@ class Worker:
             await self.rotations.advance(mode.value, principal=who, wait=False)
             world.replaced += 1
         await self.check_value(mode, who)
+
+    async def need(self) -> None:
+        """What a redeem does: a value that has not expired and is valid, or a refusal."""
+        mode = self.world.chaos.random.choice(list(Mode))
+        try:
+            info = await self.rotations.ensure(mode.value, principal=ENDING)
+        except (TokenError, ConflictError):
+            return
+        assert not info.has_expired(self.world.clock.now)
+        self.world.needed += 1
+        await self.check_value(mode, ENDING)
+
+    async def run_due(self) -> None:
+        """What the worker does every minute."""
+        await self.credentials.run()
 
     async def check_value(self, mode: Mode, who: str) -> None:
         """What plugins get is valid; of one value at a time, but for the gap."""
@@ -582,7 +636,8 @@ async def _at_providers(worker: Worker) -> None:
     for _ in range(3):
         world.clock.now += 8 * DAY
         assert await worker.credentials.run() == 0
-    for (mode, who), provider in world.providers.items():
+    for mode, who in ROTATED:
+        provider = world.providers[mode, who]
         info = await worker.rotations._vault.get(mode.value, principal=who)
         assert info.rotation is not None
         assert info.rotation.stage is RotationStage.IDLE
@@ -590,6 +645,11 @@ async def _at_providers(worker: Worker) -> None:
         value = await read(worker.store, "api_keys", info.key)
         assert value is not None
         assert provider.valid == {value.encode()}, (mode, who)
+    for mode, who in ON_DEMAND:
+        info = await worker.rotations.ensure(mode.value, principal=who)
+        assert not info.has_expired(world.clock.now)
+        await worker.check_value(mode, who)
+        assert len(world.providers[mode, who].valid) <= 2
 
 
 async def check(world: World) -> None:
@@ -604,6 +664,8 @@ async def check(world: World) -> None:
     assert not (await worker.document.read()).queue
     await worker.engine.run(lease=False)
     await _at_providers(worker)
+    for error in world.wrong:
+        raise error
     await worker.tokens.settle()
     await _acted_on(worker)
     quiet = LevelPolicy(interval=None)
@@ -686,7 +748,7 @@ async def run(world: World) -> World:
     await setup.store.unseal()
     await setup.document.change(lambda _: RotationState(policies=policies))
     world.latest = world.clock.now
-    for mode, who in ROTATED:
+    for mode, who in (*ROTATED, *ON_DEMAND):
         state = Rotation(rotator=f"{mode.value}#{who}", grace=5 * DAY)
         await credential_writes.put(
             setup.store,
@@ -695,7 +757,8 @@ async def run(world: World) -> World:
                 PutItem(
                     name=mode.value,
                     secret=ApiKey(_FIRST.decode()),
-                    service="one",
+                    service="one" if who != ENDING else "four",
+                    expires=world.clock.now + LIFE if who == ENDING else None,
                     origins=(FakeRotator.origin,),
                     rotation=state,
                     principal=who,

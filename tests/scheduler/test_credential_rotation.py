@@ -75,6 +75,24 @@ async def test_by_cron(vault, clock, provider):
     assert provider.steps.count("create") == 1
 
 
+async def test_what_another_process_has_replaced_meanwhile_is_not_replaced_again(
+    vault, clock, provider, monkeypatch
+):
+    await configure(vault, "key", uri=URI, interval=30 * DAY, grace=0.0)
+    clock.now += 30 * DAY
+    look = vault.list
+
+    async def and_then(**options):
+        found = await look(**options)
+        monkeypatch.setattr(vault, "list", look)
+        assert await CredentialRotation(vault, next_fire=next_fire).run() == 0
+        return found
+
+    monkeypatch.setattr(vault, "list", and_then)
+    assert await CredentialRotation(vault, next_fire=next_fire).run() == 0
+    assert provider.steps.count("create") == 1
+
+
 async def test_what_ends_by_itself_is_replaced_before(vault, clock, provider):
     await configure(vault, "key", uri=URI, grace=0.0)
     await vault.edit("key", expires=clock.now + 3600.0)
