@@ -13,9 +13,11 @@ import ssl
 import struct
 from collections.abc import Collection
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
+from apex_creds.documents.records import Record
 from apex_creds.errors import AccessDeniedError, InvalidInputError, RequestNotAllowedError
+from apex_creds.leases.answer_search import MessageFilter
 from apex_creds.leases.broker import edit_command, find_open
 from apex_creds.leases.handle import current_credentials
 from apex_creds.leases.lease import AccessRequest, current_invocation
@@ -67,8 +69,19 @@ def login_origin(lease_id: str, schemes: Collection[str], given: Origin | None) 
     )
 
 
-async def redeem_login(lease_id: str, origin: Origin, *, path: str = "") -> Opened:
-    """Checks, audits, decrypts, in the caller's invocation; the caller closes what it gets.
+class Login(NamedTuple):
+    """What to log in with; the caller closes ``opened``.
+
+    Attributes:
+        record: What it was opened from.
+    """
+
+    opened: Opened
+    record: Record
+
+
+async def redeem_login(lease_id: str, origin: Origin, *, path: str = "") -> Login:
+    """Checks, audits, decrypts, in the caller's invocation.
 
     ``path`` is ``/NAME`` of the database.
 
@@ -77,15 +90,23 @@ async def redeem_login(lease_id: str, origin: Origin, *, path: str = "") -> Open
         AuditUnavailableError: It could not be logged; nothing was decrypted.
     """
     lease, broker = find_open(lease_id)
-    _, opened = await broker.redeem(lease, AccessRequest(LOGIN, origin, path))
-    return opened
+    record, opened = await broker.redeem(lease, AccessRequest(LOGIN, origin, path))
+    return Login(opened, record)
 
 
-def redeem_login_blocking(lease_id: str, origin: Origin, *, path: str = "") -> Opened:
+def redeem_login_blocking(lease_id: str, origin: Origin, *, path: str = "") -> Login:
     """As ``redeem_login``, from code that can't wait."""
     lease, broker = find_open(lease_id)
-    _, opened = broker.redeem_blocking(lease, AccessRequest(LOGIN, origin, path))
-    return opened
+    record, opened = broker.redeem_blocking(lease, AccessRequest(LOGIN, origin, path))
+    return Login(opened, record)
+
+
+def search_of(lease_id: str, record: Record) -> MessageFilter | None:
+    """What the server's replies are searched with; the caller closes it, or the lease's end."""
+    lease, broker = find_open(lease_id)
+    if broker.search is None:
+        return None
+    return broker.search.messages([lease], [record])
 
 
 def user_of(opened: Opened, given: str) -> str:

@@ -243,6 +243,7 @@ class Answer(_Kept, grpc.Call, grpc.Future):  # type: ignore[misc, unused-ignore
             if call.done():
                 self._ended()
             return got
+        del call, sent  # a frame of the traceback would lead to what came
         raise failure  # without the core's error as its context
 
     def _ended(self) -> Ending:
@@ -307,6 +308,7 @@ class _AioAnswer(_Kept):
                 await self._ended()
             return got
         code, words, initial, trailing = ending or await self._ended()
+        del call, sent  # as in ``Answer``
         raise grpc.aio.AioRpcError(
             code, initial or _NOTHING, trailing or _NOTHING, words, f"{code}: {words}"
         )

@@ -325,7 +325,8 @@ async def _run(
         origin = login_origin(lease_id, _SCHEMES, account.origin)
         tls = checked_tls(origin, account.tls)  # before anything is redeemed
         named = account.database or account.user
-        opened = await redeem_login(lease_id, origin, path=f"/{named}" if named else "")
+        login = await redeem_login(lease_id, origin, path=f"/{named}" if named else "")
+        opened = login.opened
         try:
             role = user_of(opened, account.user)
             database = account.database or role

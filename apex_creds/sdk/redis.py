@@ -3,16 +3,17 @@
 Guarantee: a client is made once, by a credential's name; each connection logs in under the
 lease of the invocation that it is opened in, with the password sent from locked memory, ends
 with that lease, and carries no command of another invocation: a pool that hands it on has it
-opened anew.
+opened anew. No reply brings the password back, as one to ``CONFIG GET requirepass`` would.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from functools import partial
 from typing import Any, Final, NamedTuple
+from weakref import WeakKeyDictionary
 
 import redis
 import redis.asyncio as aredis
@@ -20,12 +21,14 @@ from redis.exceptions import NoPermissionError, RedisError
 
 from apex_creds.concurrency import run_at_once, soon
 from apex_creds.errors import ApexCredsError, InvalidInputError
+from apex_creds.leases.answer_search import MessageFilter
 from apex_creds.leases.broker import find_open, keep_open
 from apex_creds.leases.logins import (
     lease_here,
     login_origin,
     redeem_login,
     redeem_login_blocking,
+    search_of,
     shut,
     tls_context,
     user_of,
@@ -90,6 +93,10 @@ class _Account(NamedTuple):
     user: str
 
 
+_SEARCHES: Final[MutableMapping[object, MessageFilter]] = WeakKeyDictionary()
+"""What the replies on a connection are searched with: a plugin has the connection."""
+
+
 class _Ours:
     """What both kinds of connection do: they belong to the lease that they logged in under."""
 
@@ -100,7 +107,7 @@ class _Ours:
         super().__init__(**options)
         self._account = apex_account
         self._lease_id = ""
-        self._at_end: Callable[[], object] | None = None
+        self._at_end: list[Callable[[], object]] = []
         self._server: Origin | None = None
 
     def repr_pieces(self) -> list[tuple[str, object]]:
@@ -141,32 +148,62 @@ class _Ours:
         lease_id, server = self._mine(), self._server
         try:
             assert server is not None
-            with (
+            login = (
                 redeem_login_blocking(lease_id, server)
                 if blocking
                 else await redeem_login(lease_id, server)
-            ) as opened:
+            )
+            with login.opened as opened:
+                self._begin(lease_id, close, search_of(lease_id, login.record))
                 for part in _login(opened, self._account.user):
                     write(part)
-                try:
-                    answer = connection.read_response()
-                    if not blocking:
-                        await answer
-                except RedisError as error:
-                    raise _said(error, opened) from None
+                answer = connection.read_response()
+                if not blocking:
+                    await answer
         except ApexCredsError as error:
             raise _refused(error) from None
-        self._begin(lease_id, close)
 
-    def _begin(self, lease_id: str, close: Callable[[], object]) -> None:
-        self._lease_id, self._at_end = lease_id, close
-        find_open(lease_id)[0].close_at_end(close)
+    def _begin(
+        self, lease_id: str, close: Callable[[], object], search: MessageFilter | None
+    ) -> None:
+        self._lease_id, self._at_end = lease_id, [close]
+        if search is not None:
+            self._at_end.append(search.close)
+            _SEARCHES[self] = search
+        for each in self._at_end:
+            find_open(lease_id)[0].close_at_end(each)
 
     def _end(self) -> None:
         lease_id, self._lease_id = self._lease_id, ""
-        if self._at_end is not None:
-            keep_open(lease_id, self._at_end)
-            self._at_end = None
+        for each in self._at_end:
+            keep_open(lease_id, each)
+        self._at_end = []
+        search = _SEARCHES.pop(self, None)
+        if search is not None:
+            search.close()
+
+    def _clean(self, reply: Any) -> Any:
+        """A reply, and what is in it, without the password."""
+        search = _SEARCHES.get(self)
+        if search is None or not reply:
+            return reply
+        if isinstance(reply, str | bytes):
+            return search.whole(reply)
+        if isinstance(reply, dict):
+            return {self._clean(key): self._clean(value) for key, value in reply.items()}
+        if isinstance(reply, list | tuple | set):
+            return type(reply)(map(self._clean, reply))
+        if isinstance(reply, RedisError):
+            clean = self._clean(str(reply))
+            return reply if clean == str(reply) else type(reply)(clean)
+        return reply
+
+    def _failed(self, error: RedisError | ApexCredsError) -> RedisError:
+        """What is raised of it: clean, and without the frames that have what came."""
+        if isinstance(error, ApexCredsError):
+            return _refused(error)
+        failure: RedisError = self._clean(error)
+        return failure.with_traceback(None)
 
 
 class _Bound(_Ours, redis.Connection):
@@ -189,6 +226,14 @@ class _Bound(_Ours, redis.Connection):
         sock = self._sock
         run_at_once(self._log_in(sock.sendall, partial(shut, sock), blocking=True))
         super().on_connect_check_health(check_health)
+
+    def read_response(self, *args: Any, **options: Any) -> Any:
+        """See ``redis.Connection.read_response``."""
+        try:
+            return self._clean(super().read_response(*args, **options))
+        except (RedisError, ApexCredsError) as error:
+            failure = self._failed(error)
+        raise failure
 
     def send_packed_command(self, command: Any, check_health: bool = True) -> None:
         if self._is_anothers():
@@ -228,6 +273,14 @@ class _AsyncBound(_Ours, aredis.Connection):
         await self._log_in(writer.write, partial(soon, loop, writer.transport.abort))
         await super().on_connect_check_health(check_health)
 
+    async def read_response(self, *args: Any, **options: Any) -> Any:
+        """As ``_Bound.read_response``."""
+        try:
+            return self._clean(await super().read_response(*args, **options))
+        except (RedisError, ApexCredsError) as error:
+            failure = self._failed(error)
+        raise failure
+
     async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
         if self._is_anothers():
             await self.disconnect(nowait=True)
@@ -245,14 +298,6 @@ def _login(opened: Opened, user: str) -> list[bytes | memoryview]:
     password = opened.view()
     head = b"*3\r\n$4\r\nAUTH\r\n$%d\r\n%b\r\n$%d\r\n" % (len(name), name, len(password))
     return [head, password, b"\r\n"]
-
-
-def _said(error: RedisError, opened: Opened) -> RedisError:
-    """What the server says of the login, without the password."""
-    with opened.view() as password:
-        if str(error).encode("utf-8", "replace").find(password) < 0:
-            return error
-    return type(error)("The server refused the login.")
 
 
 def _refused(error: ApexCredsError) -> NoPermissionError:

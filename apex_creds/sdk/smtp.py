@@ -123,7 +123,7 @@ def _log_in(client: smtplib.SMTP, lease_id: str, server: Origin, user: str) -> N
     offered = client.esmtp_features.get("auth", "").upper().split()
     if not {"PLAIN", "LOGIN"} & set(offered):
         raise smtplib.SMTPNotSupportedError("The server offers neither AUTH PLAIN nor LOGIN.")
-    with redeem_login_blocking(lease_id, server) as opened:
+    with redeem_login_blocking(lease_id, server).opened as opened:
         name = user_of(opened, user).encode()
         with opened.view() as password:
             if "PLAIN" in offered:

@@ -7,9 +7,8 @@ import base64
 import contextlib
 import gzip
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 
 import httpx
 import pytest
@@ -20,7 +19,7 @@ from apex_creds.model import ApiKey, BasicAuth
 from apex_creds.redaction.answers import SearchedAnswer
 from apex_creds.redaction.masks import Mask
 from apex_creds.telemetry import instruments
-from tests.support.canaries import holders, reachable
+from tests.support.canaries import holders, in_frames, reachable
 from tests.support.loopback import Server, ok, server
 from tests.support.worlds import World, world_in
 
@@ -271,22 +270,6 @@ BROKEN: dict[str, Callable[[str], bytes]] = {
         ok(head.encode(), content_length="9999") + b"x" * 9 + b"\r\n\r\n"
     ),
 }
-
-
-def in_frames(error: BaseException) -> list[object]:
-    """What the frames below the plugin's own have, and what else an error leads to."""
-    below = error.__traceback__.tb_next
-    own = [each.tb_frame.f_locals for each in _each(below)]
-    return [each for frame in own for each in frame.values() if each is not error] + [
-        error.__cause__,
-        error.__context__,
-    ]
-
-
-def _each(traceback: TracebackType | None) -> Iterator[TracebackType]:
-    while traceback is not None:
-        yield traceback
-        traceback = traceback.tb_next
 
 
 @pytest.mark.parametrize("blocking", [False, True])

@@ -15,7 +15,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 from apex_creds.errors import InvalidInputError
 from apex_creds.model import ApiKey, Delivery
 from apex_creds.sdk import grpc as sdk
-from tests.support.canaries import holders
+from tests.support.canaries import holders, in_frames
 from tests.support.certificates import certificate
 from tests.support.worlds import World, world_in
 
@@ -294,6 +294,7 @@ async def test_an_error_has_no_secret_either(world: World, target: str) -> None:
             assert error.__context__ is error.__cause__ is None
             assert SECRET not in f"{error!r} {error} {error.debug_error_string()}"
             clean(error, error.initial_metadata(), error.trailing_metadata(), *more)
+            assert SECRET not in repr(in_frames(error))
 
         def work() -> None:
             with pytest.raises(grpc.RpcError) as unary:
@@ -331,6 +332,7 @@ async def test_the_same_of_an_asynchronous_channel(world: World, target: str) ->
                 assert error.details() == f"you sent {STARS}"
                 assert SECRET not in f"{error!r} {error}"
                 clean(error, error.initial_metadata(), error.trailing_metadata())
+                assert SECRET not in repr(in_frames(error))
                 assert await failing.details() == f"you sent {STARS}"
 
         await world.call(plugin, needs=NEED)

@@ -230,6 +230,41 @@ async def test_the_password_is_in_nothing_that_a_plugin_can_walk_to(
     await other.aclose()
 
 
+@pytest.mark.parametrize("protocol", [2, 3])
+async def test_no_reply_brings_the_password_back(
+    world: World, server: RedisServer, protocol: int
+) -> None:
+    """As ``CONFIG GET requirepass`` would of a server whose users have one."""
+    server.admin.config_set("requirepass", PASSWORD)
+    server.admin.hset("echo", mapping={"a": f"={PASSWORD}=", PASSWORD: "1"})
+    server.admin.rpush("list", PASSWORD, "text")
+    client = sdk.client("cache", protocol=protocol)
+    other = sdk.async_client("cache", protocol=protocol, decode_responses=True)
+    covered = "*" * len(PASSWORD)
+
+    async def plugin() -> None:
+        with client.pipeline() as pipe:
+            found = pipe.config_get("requirepass").lrange("list", 0, -1).execute()
+        assert covered in str(found[0])
+        assert found[1] == [covered.encode(), b"text"]
+        assert await other.hgetall("echo") == {"a": f"={covered}=", covered: "1"}
+        with pytest.raises(redis.ResponseError) as caught:
+            client.eval(f"return redis.error_reply('no {PASSWORD}')", 0)
+        with pytest.raises(redis.ResponseError) as later:
+            await other.eval(f"return redis.error_reply('no {PASSWORD}')", 0)
+        for error in (caught.value, later.value):
+            assert covered in str(error)
+            assert PASSWORD not in repr((error, error.__context__, error.__cause__))
+
+    await world.call(plugin, needs=(need(),))
+    leaks = [(event.credential, event.detail) for event in world.events("leak")]
+    assert set(leaks) == {("cache", "response")}
+    client.close()
+    await other.aclose()
+    server.admin.config_set("requirepass", "")
+    server.admin.delete("echo", "list")
+
+
 @pytest.mark.parametrize(
     "option", ["host", "password", "connection_class", "ssl_cert_reqs", "credential_provider"]
 )

@@ -44,3 +44,13 @@ def holders(secret: str, *roots: object) -> list[str]:
         elif isinstance(thing, bytes | bytearray) and plain in thing:
             found.append(f"bytes {bytes(thing[:40])!r}")
     return found
+
+
+def in_frames(error: BaseException) -> list[object]:
+    """What is in the frames below the one that caught it, and what it came from."""
+    found: list[object] = [error.__cause__, error.__context__]
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+        found += [each for each in at.tb_frame.f_locals.values() if each is not error]
+    return found
