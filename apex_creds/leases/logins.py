@@ -17,9 +17,9 @@ from typing import Final, NamedTuple
 
 from apex_creds.documents.records import Record
 from apex_creds.errors import AccessDeniedError, InvalidInputError, RequestNotAllowedError
-from apex_creds.leases.answer_search import MessageFilter
 from apex_creds.leases.broker import edit_command, find_open
 from apex_creds.leases.handle import current_credentials
+from apex_creds.leases.http_messages import MessageFilter
 from apex_creds.leases.lease import AccessRequest, current_invocation
 from apex_creds.model import Origin
 from apex_creds.policy.manifest import LOGIN

@@ -21,8 +21,8 @@ from redis.exceptions import NoPermissionError, RedisError
 
 from apex_creds.concurrency import run_at_once, soon
 from apex_creds.errors import ApexCredsError, InvalidInputError
-from apex_creds.leases.answer_search import MessageFilter
 from apex_creds.leases.broker import find_open, keep_open
+from apex_creds.leases.http_messages import MessageFilter
 from apex_creds.leases.logins import (
     lease_here,
     login_origin,
