@@ -32,6 +32,8 @@ WORDS: Final = {
 }
 """What the page calls a kind, where that is another word."""
 OPERATOR: Final = "operator"
+FOR: Final = "for"
+"""Between a credential and the principal whose it is."""
 _BAD: Final = frozenset({"leak", "rollback"})
 REFUSED: Final = frozenset({"denial", "leak", "rollback", "dropped", "recovered"})
 USE: Final = frozenset({"invocation", "lease", "redeem", "expose", "denial", "leak"})
@@ -51,14 +53,15 @@ Shown = Mapping[str, object]
 
 
 def with_words(event: Shown) -> dict[str, object]:
-    """The event and, for its line: ``word``, ``says``, ``tone``, ``groups``."""
+    """The event and how it is shown: ``word``, ``says``, ``tone``, ``groups``, the ``line``."""
     kind, fault = event.get("kind"), "fault" in event
     word = "altered" if fault else WORDS.get(str(kind), kind)
     groups = [Group.USE.value if kind in USE else Group.CHANGES.value]
     if fault or kind in REFUSED or event.get("decision") == "deny":
         groups.insert(0, Group.REFUSED.value)
     says = _says(event)
-    return {**event, "word": word, "says": says, "tone": _tone(event, groups), "groups": groups}
+    made = {**event, "word": word, "says": says, "tone": _tone(event, groups), "groups": groups}
+    return {**made, "line": _line(made)}
 
 
 def _tone(event: Shown, groups: list[str]) -> str:
@@ -136,13 +139,14 @@ class Filter:
         groups = event["groups"]
         if self.group and not (isinstance(groups, list) and self.group.value in groups):
             return False
-        return not self.text or self.text in _line(event).lower()
+        return not self.text or self.text in str(event["line"]).lower()
 
 
 def _line(event: Shown) -> str:
     """What is read in the event's line, but for the time, which is the browser's."""
     who = () if "fault" in event else (event.get("plugin") or OPERATOR, event.get("action"))
-    parts = (event["seq"], event["word"], *who, event.get("credential"), event["says"])
+    whose = f"{FOR} {event['principal']}" if event.get("principal") else ""
+    parts = (event["seq"], event["word"], *who, event.get("credential"), whose, event["says"])
     return " ".join(str(part) for part in parts if part)
 
 
@@ -214,6 +218,8 @@ def _of_piece(piece: str, named: Named) -> tuple[re.Pattern[bytes], ...] | None:
         return None
     found = [re.escape(text.lower()) for text in (piece, *others)]
     found += [f'"kind":"{kind}"' for kind, word in WORDS.items() if piece in word]
+    if piece in FOR:
+        found.append('"principal":')
     if re.fullmatch(r"v[0-9]+", piece):
         found.append(f'"key_version":{piece[1:]}')
     if re.fullmatch(r"[0-9]{4,}", piece):

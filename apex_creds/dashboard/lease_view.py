@@ -11,7 +11,7 @@ second factor is needed, it is checked before a yes is stored.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Final
 
 import msgspec
@@ -276,19 +276,39 @@ def question(item: PendingRequest, *, names: Names) -> dict[str, object]:
         "principal": names.credential(request.principal),
         "level": text(request.level),
         "reveal": request.access is Access.REVEAL,
-        "scopes": _listed(request.scopes),
-        "origins": _listed(request.origins),
-        "methods": _listed(request.methods),
-        "paths": _listed(request.paths),
+        "scopes": listed(request.scopes),
+        "origins": listed(request.origins),
+        "methods": listed(request.methods),
+        "paths": listed(request.paths),
         "reason": text(request.reason),
         "unknown": request.why == UNKNOWN,
         "why": text(request.why),
         # These may name credentials, in words.
         "before": "" if hidden else text(request.before),
-        "changes": [] if hidden else _listed(request.changes),
+        "changes": [] if hidden else listed(request.changes),
         "unverified": request.unverified,
         "factor": request.second_factor,
     }
+
+
+def words_of(asked: Mapping[str, object]) -> str:
+    """What is read of a question, as the page gets it."""
+    wants = "wants to read" if asked["reveal"] else "wants to use"
+    whose = f"for {asked['principal']}" if asked["principal"] else ""
+    parts = [
+        asked["plugin"],
+        asked["version"],
+        wants,
+        asked["credential"],
+        whose,
+        asked["level"],
+    ]
+    parts += [asked[name] for name in ("reason", "action", "before", "id")]
+    for name in ("origins", "methods", "paths", "scopes", "changes"):
+        values = asked[name]
+        assert isinstance(values, list)
+        parts += values
+    return " ".join(str(part) for part in parts if part)
 
 
 async def answer(vault: Vault, request_id: str, said: Answer) -> PendingRequest:
@@ -316,6 +336,7 @@ async def answer(vault: Vault, request_id: str, said: Answer) -> PendingRequest:
     return await requests.answer(found.id, made)
 
 
-def _listed(values: tuple[str, ...]) -> list[str]:
+def listed(values: tuple[str, ...]) -> list[str]:
+    """Texts safe to show; of many, the first ones and how many there are besides."""
     more = [f"and {len(values) - _MANY} more"] if len(values) > _MANY else []
     return [*(text(value) for value in values[:_MANY]), *more]

@@ -10,24 +10,39 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from operator import itemgetter
 from typing import Final
 
 import anyio.to_thread
 import msgspec
 
-from apex_creds.dashboard.lease_view import Names, text
+from apex_creds.dashboard.lease_view import Names, listed, text
 from apex_creds.dashboard.log_status import Use
 from apex_creds.dashboard.paging import Page, PageQuery, page
 from apex_creds.documents.keystore import DOCUMENTS_LABEL, Keystore
 from apex_creds.keys.keyset import Keyset, KeyState
-from apex_creds.model import SECTION_NAMES, CredentialInfo, Sensitivity
+from apex_creds.model import (
+    SECTION_NAMES,
+    ConnectionState,
+    CredentialInfo,
+    RotationHealth,
+    Sensitivity,
+)
 from apex_creds.policy.grants import GrantDecision, Grants
 from apex_creds.policy.rules import EACH_LEASE, NEVER, Policy, Verdict
 from apex_creds.scheduler import kek_rotation
 from apex_creds.scheduler.credential_rotation import rotates_at
 from apex_creds.scheduler.engine import Engine
 from apex_creds.scheduler.reencryption import worker_runs
-from apex_creds.scheduler.rotation_plan import MasterView, View, next_due, plan
+from apex_creds.scheduler.rotation_plan import (
+    Action,
+    MasterView,
+    Reason,
+    Step,
+    View,
+    next_due,
+    plan,
+)
 from apex_creds.scheduler.rotation_state import kind_of
 from apex_creds.scheduler.schedule import Level
 from apex_creds.scheduler.worker import next_fire
@@ -38,6 +53,12 @@ from apex_creds.scheduler.worker import next_fire
 UNKNOWN: Final = -1
 """Only the provider, or another document, knows what it protects."""
 _ROOT: Final = "root"
+_NAMES: Final = {
+    _ROOT: "The vault's own",
+    "access/factors": "Second factors",
+    DOCUMENTS_LABEL: "Documents",
+}
+"""Of keys that are not of a service."""
 
 
 class VersionOf(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,12 +85,14 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         label: ``section/service``; ``root`` for the vault's own; empty above the DEKs.
+        name: What the page calls it.
         destroyed: How many versions are no more.
     """
 
     level: str
     versions: tuple[VersionOf, ...]
     label: str = ""
+    name: str = ""
     destroyed: int = 0
 
 
@@ -80,7 +103,7 @@ class Hierarchy(msgspec.Struct, frozen=True, kw_only=True):
         master: Where the master key is kept: the provider's kind alone.
         keys: The master key, the KEK, then the DEKs, those that need attention first.
         due: When the next key of a level is due, Unix seconds.
-        steps: What could be done now, in words of the state machine.
+        steps: What could be done now, in words.
         worker: Whether one runs; None where that is not known.
         waiting: Security events that nobody acted on yet.
     """
@@ -88,7 +111,7 @@ class Hierarchy(msgspec.Struct, frozen=True, kw_only=True):
     master: str
     keys: tuple[Key, ...]
     due: dict[str, float]
-    steps: tuple[dict[str, object], ...]
+    steps: tuple[str, ...]
     worker: bool | None = None
     waiting: tuple[str, ...] = ()
 
@@ -123,16 +146,7 @@ async def hierarchy(engine: Engine, *, names: Names) -> Hierarchy:
             master=keystore.root_header.master.uri.partition(":")[0],
             keys=keys,
             due={level.value: at for level, at in due.items()},
-            steps=tuple(
-                {
-                    "action": step.action.value,
-                    "level": step.level.value,
-                    "label": names.label(step.label),
-                    "version": step.version,
-                    "reason": step.reason.value,
-                }
-                for step in steps
-            ),
+            steps=tuple(_in_words(step, names.label(step.label)) for step in steps),
             worker=worker,
             waiting=tuple(kind_of(item.event) for item in state.queue),
         )
@@ -185,6 +199,7 @@ def _key(
     return Key(
         level=level.value,
         label=label,
+        name=_NAMES.get(label) or label.partition("/")[2] or label,
         versions=tuple(
             VersionOf(
                 version=each.version,
@@ -202,7 +217,32 @@ def _key(
     )
 
 
-_STEPS: Final = 12
+_WHY: Final = {
+    Reason.INTERRUPTED: "it was interrupted",
+    Reason.COMPROMISED: "it may be in wrong hands",
+    Reason.TIME: "it is old enough",
+    Reason.ENCRYPTIONS: "it was used often enough",
+    Reason.REQUESTED: "somebody asked for it",
+    Reason.REPLACED: "there is a newer one",
+    Reason.UNUSED: "nothing needs it any more",
+    Reason.GRACE_OVER: "its grace period is over",
+}
+_WHAT: Final = {
+    Action.PROMOTE: "make {} the primary one",
+    Action.ROTATE: "replace {}",
+    Action.MOVE: "move what {} still protects",
+    Action.RETIRE: "retire {}",
+    Action.DESTROY: "destroy {}",
+}
+
+
+def _in_words(step: Step, label: str) -> str:
+    """A step, as a person says it."""
+    key = {Level.MASTER: "the master key", Level.KEK: "the KEK"}.get(step.level, label)
+    key = "the vault's own key" if key == _ROOT else key
+    return (
+        f"{_WHAT[step.action].format(f'version {step.version} of {key}')}: {_WHY[step.reason]}"
+    )
 
 
 def summary(found: Hierarchy) -> dict[str, object]:
@@ -214,7 +254,6 @@ def summary(found: Hierarchy) -> dict[str, object]:
         "count": len(deks),
         "moving": sum(map(_moving, deks)),
         "due": found.due,
-        "steps": found.steps[:_STEPS],
         "todo": len(found.steps),
         "worker": found.worker,
         "waiting": Counter(found.waiting),
@@ -226,9 +265,10 @@ def keys_page(found: Hierarchy, asked: PageQuery) -> Page[Key]:
     deks = [key for key in found.keys if key.level == Level.DEK.value]
 
     def words(key: Key) -> str:
-        states = (f"{v.state} {'compromised' * v.compromised}" for v in key.versions)
-        name = {_ROOT: "the vault's own"}.get(key.label, key.label)
-        return " ".join((name, *states))
+        states = (
+            f"v{v.version} {v.state}{', compromised' * v.compromised}" for v in key.versions
+        )
+        return " ".join((key.label, key.name, *states))
 
     return page(deks, asked, words)
 
@@ -251,7 +291,7 @@ def _weight(key: Key) -> int:
 # -- permissions ----------------------------------------------------------------------------
 
 
-_MANY: Final = 20
+_SERIOUS: Final = "critical"
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -266,6 +306,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
             ``needs_person``; then ``stage``, its next step, ``step_outcome``, of its last one,
             and ``replaced``, when the current value became the current one; ``due``, when the
             next one does by the clock; None: not by that.
+        badges: What stands beside its name, and how serious it is.
     """
 
     name: str
@@ -284,6 +325,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     step_outcome: str = ""
     replaced: float = 0.0
     due: float | None = None
+    badges: tuple[tuple[str, str], ...] = ()
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -365,11 +407,9 @@ class Permissions:
 
     def page(self, credentials: PageQuery, plugins: PageQuery) -> Matrix:
         """A window of it."""
-        down = page(self._credentials, credentials, lambda each: each[0])
-        across = page(self._plugins, plugins, lambda each: each[0])
-        rows = tuple(
-            _row(n, self._known.get(n), self._policy, self._names) for _, n in down.items
-        )
+        down = page(self._credentials, credentials, self._words)
+        across = page(self._plugins, plugins, itemgetter(0))
+        rows = tuple(self._row(shown, self._known.get(key)) for shown, key in down.items)
         return Matrix(
             plugins=Page(tuple(shown for shown, _ in across.items), across.at, across.of),
             credentials=Page(rows, down.at, down.of),
@@ -394,7 +434,7 @@ class Permissions:
         return msgspec.structs.replace(
             cell,
             grant="over" if over else "deny" if deny else "allow",
-            scopes=tuple(text(scope) for scope in grant.scopes[:_MANY]),
+            scopes=tuple(listed(grant.scopes)),
             reveal=grant.reveal,
             until=grant.until,
             created=grant.created,
@@ -402,31 +442,70 @@ class Permissions:
             bound=bool(grant.manifest or grant.checksum),
         )
 
+    def _words(self, each: tuple[str, str]) -> str:
+        """What is read of a credential."""
+        shown, key = each
+        return " ".join((shown, *(word for word, _ in self._badges(self._known.get(key)))))
 
-def _row(name: str, info: CredentialInfo | None, policy: Policy | None, names: Names) -> Row:
-    if info is None:
-        return Row(name=names.credential(name))
-    level = None if policy is None else policy.levels[info.sensitivity]
-    factor = NEVER if level is None else level.second_factor
-    found, turned = info.connection, info.rotation
-    return Row(
-        name=names.credential(name),
-        kind=info.kind.value,
-        level=info.sensitivity.value,
-        expires=info.ends,
-        connection="" if found is None else found.state.value,
-        renewed=0.0 if found is None else found.refreshed,
-        outcome="" if found is None else text(found.outcome),
-        by="" if found is None else text(found.by),
-        rotation="" if turned is None else turned.health.value,
-        stage="" if turned is None else turned.stage.value,
-        step_outcome="" if turned is None else text(turned.outcome),
-        replaced=0.0 if turned is None else turned.changed,
-        due=rotates_at(info, next_fire=next_fire),
-        origins=() if names.hidden else tuple(map(str, info.origins[:_MANY])),
-        rule="" if level is None else level.decision.value,
-        factor="" if factor == NEVER else "each" if factor == EACH_LEASE else "window",
-    )
+    def _badges(self, info: CredentialInfo | None) -> Iterator[tuple[str, str]]:
+        """What stands beside a credential's name, and how serious it is."""
+        if info is None:
+            yield "not there", ""
+            return
+        yield info.sensitivity.value, info.sensitivity.value
+        if self._factor(info):
+            yield "2nd factor", "factor"
+        if (
+            info.connection is not None
+            and info.connection.state is ConnectionState.NEEDS_RECONNECT
+        ):
+            yield "needs reconnect", _SERIOUS
+        if info.rotation is not None:
+            health, due = info.rotation.health, rotates_at(info, next_fire=next_fire)
+            if health is not RotationHealth.WORKS:
+                failed = health is RotationHealth.FAILED
+                yield "not rotated" if failed else "needs a person", _SERIOUS
+            elif due is not None and due < self._now:
+                yield "rotation overdue", _SERIOUS
+        if info.ends is not None and info.ends < self._now:
+            yield "expired", _SERIOUS
+
+    def _factor(self, info: CredentialInfo) -> str:
+        """Whether its level takes a second factor: ``each``, ``window`` or empty."""
+        factor = (
+            NEVER
+            if self._policy is None
+            else self._policy.levels[info.sensitivity].second_factor
+        )
+        return "" if factor == NEVER else "each" if factor == EACH_LEASE else "window"
+
+    def _row(self, name: str, info: CredentialInfo | None) -> Row:
+        badges = tuple(self._badges(info))
+        if info is None:
+            return Row(name=name, badges=badges)
+        found, turned = info.connection, info.rotation
+        origins = () if self._names.hidden else listed(tuple(map(str, info.origins)))
+        return Row(
+            name=name,
+            kind=info.kind.value,
+            level=info.sensitivity.value,
+            expires=info.ends,
+            connection="" if found is None else found.state.value,
+            renewed=0.0 if found is None else found.refreshed,
+            outcome="" if found is None else text(found.outcome),
+            by="" if found is None else text(found.by),
+            rotation="" if turned is None else turned.health.value,
+            stage="" if turned is None else turned.stage.value,
+            step_outcome="" if turned is None else text(turned.outcome),
+            replaced=0.0 if turned is None else turned.changed,
+            due=rotates_at(info, next_fire=next_fire),
+            origins=tuple(origins),
+            rule=""
+            if self._policy is None
+            else self._policy.levels[info.sensitivity].decision.value,
+            factor=self._factor(info),
+            badges=badges,
+        )
 
 
 def _verdict(

@@ -28,6 +28,7 @@ from apex_creds.dashboard.lease_view import (
     OpenLeases,
     question,
     text,
+    words_of,
 )
 from apex_creds.dashboard.live_feed import KEPT, LiveFeed, LogTail
 from apex_creds.dashboard.log_status import Activity, Verified, Verifier
@@ -55,8 +56,6 @@ from apex_creds.scheduler.worker import RotationWorker
 from apex_creds.vault import Vault
 
 _POLICY_SECONDS: Final = 2.0
-_IN_A_LEASE: Final = ("plugin", "credential", "principal", "action", "method", "origin")
-"""What a search of the leases finds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,13 +184,14 @@ class Watcher:
         """A line that is not what was written, as the page gets it."""
         return with_words({"seq": seq, "fault": text(how)})
 
-    def _lease(self, item: OpenLease) -> dict[str, object]:
+    def _lease(self, item: OpenLease, now: float) -> dict[str, object]:
         found: dict[str, object] = msgspec.to_builtins(item)
         for name in ("plugin", "action", "version", "method", "origin"):
             found[name] = text(str(found[name]))
         for name in ("credential", "principal"):
             found[name] = self._names.logged(str(found[name]))
-        return found
+        late = now - item.begun > LIFETIME
+        return {**found, "state": "revoked" if item.revoked else "overdue" if late else "open"}
 
     # -- the vault -------------------------------------------------------------------
 
@@ -285,12 +285,15 @@ class Watcher:
         asked = PageQuery.parse(query)
         if name == "requests":
             waiting = [question(item, names=self._names) for item in self._waiting]
-            return page(waiting, asked, lambda i: f"{i['plugin']} {i['credential']}")
+            return page(waiting, asked, words_of)
         if name == "leases":
-            leases = [self._lease(item) for item in self._open]
-            return page(leases, asked, lambda i: " ".join(str(i[f]) for f in _IN_A_LEASE))
+            now = self._vault.clock.time()
+            leases = [self._lease(item, now) for item in self._open]
+            return page(leases, asked, _words_of_lease)
         if name == "keys" and self._keys is not None:
             return keys_page(self._keys, asked)
+        if name == "steps" and self._keys is not None:
+            return page(self._keys.steps, asked, str)
         if name == "permissions" and self._permissions is not None:
             return self._permissions.page(asked, PageQuery.parse(query, "plugin_"))
         raise NotFoundError("There is nothing here yet.")
@@ -316,6 +319,17 @@ def _verification(found: Verified) -> dict[str, object]:
     shown: dict[str, object] = {**msgspec.to_builtins(found), "busy": False}
     shown["what"] = text(found.what)
     return shown
+
+
+def _words_of_lease(lease: Mapping[str, object]) -> str:
+    """What is read of a lease, as the page gets it."""
+    whose = f"for {lease['principal']}" if lease["principal"] else ""
+    passed = "(passed on)" if lease["parent"] else ""
+    used = f"used {lease['uses']}×, last" if lease["uses"] else "not used yet"
+    parts = (lease["plugin"], "uses", lease["credential"], whose, passed, used, lease["method"])
+    return " ".join(
+        str(part) for part in (*parts, lease["origin"], lease["state"], lease["action"])
+    )
 
 
 def _same(one: tuple[object, ...], other: tuple[object, ...]) -> bool:

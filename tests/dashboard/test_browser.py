@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import signal
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from playwright.async_api import Page, Route, expect
 
 from apex_creds.audit.events import AuditEvent, EventKind
+from apex_creds.documents import key_versions
 from apex_creds.model import Rotation, RotationStage
 from apex_creds.vault import credential_writes
 from apex_creds.vault.lookup import PutItem
@@ -302,6 +304,7 @@ async def test_any_light_any_width_and_only_looking(tmp_path: Path) -> None:
                     await page.set_viewport_size({"width": width, "height": 844})
                     await expect(page.locator("#keys-picture svg")).to_be_visible()
                     await seen.fits()
+                    assert "…" not in await page.locator("#keys-picture").text_content(), width
                     if width >= 360:
                         await page.wait_for_function(f"() => ({_BROKEN})().length === 0")
                     if width >= 768:
@@ -435,6 +438,94 @@ async def test_opened_in_a_lockdown_it_shows_keys_and_grants(tmp_path: Path) -> 
                 await seen.innocent()
 
 
+async def test_a_page_that_hears_nothing_says_so_and_goes_on(tmp_path: Path) -> None:
+    async with town_in(tmp_path, many=30) as town:
+        with running(tmp_path / "home") as made:
+            async with browser() as chrome:
+                seen = await tab(chrome, made.origin)
+                page = seen.page
+                await page.clock.install()
+                await page.goto(made.link)
+                await expect(page.locator("#live")).to_have_text("live")
+                made.process.send_signal(signal.SIGSTOP)
+                search = page.get_by_label("Filter credentials", exact=True)
+                await search.fill("llm")
+                await page.clock.run_for(1_000)
+                await expect(page.locator("#permissions-tools")).to_contain_text("looking…")
+                await page.clock.run_for(60_000)
+                away = page.locator(
+                    "#alerts", has_text="does not answer. What is shown is as it"
+                )
+                await expect(away).to_be_visible()
+                await expect(page.locator("#alarm")).to_have_text("Not connected")
+                assert await barriers(page) == []
+                made.process.send_signal(signal.SIGCONT)
+                await page.clock.run_for(10_000)
+                await expect(page.locator("#live")).to_have_text("live")
+                await expect(page.locator("#alarm")).to_be_hidden()
+                rows = page.locator("#permissions-table tbody tr")
+                await expect(rows).to_have_count(2)
+                await town.vault.grant("org.new", "llm/openai")
+                await expect(page.locator("#permissions-table")).to_contain_text("org.new")
+
+
+async def test_a_tab_that_outlives_its_dashboard_keeps_nothing_and_takes_a_new_link(
+    tmp_path: Path,
+) -> None:
+    async with town_in(tmp_path, many=3) as town, browser() as chrome:
+        shown = town.vault.vault_id[:8]
+        with running(tmp_path / "home") as made:
+            seen = await tab(chrome, made.origin)
+            page = seen.page
+            await page.goto(made.link)
+            await expect(page.locator("#vault")).to_have_text(shown)
+            made.process.kill()
+            made.process.wait()
+            await expect(page.locator("#alerts")).to_contain_text("does not answer")
+            assert await barriers(page) == []
+        with running(tmp_path / "home", "--port", made.origin.rpartition(":")[2]) as again:
+            await expect(page.locator("#door-error")).to_contain_text(
+                "not logged in (any more)"
+            )
+            assert shown not in await page.content()
+            assert await barriers(page) == []
+            await page.evaluate("hash => { location.hash = hash; }", f"login={again.token}")
+            await expect(page.locator("#vault")).to_have_text(shown)
+            await expect(page.locator("#audit-list")).to_contain_text("vault made")
+            assert "login" not in page.url
+
+
+async def test_without_scripts_it_says_what_it_needs(tmp_path: Path) -> None:
+    async with town_in(tmp_path, many=0):
+        with running(tmp_path / "home") as made:
+            async with browser() as chrome:
+                context = await chrome.new_context(java_script_enabled=False)
+                page = await context.new_page()
+                await page.goto(made.link)
+                await expect(page.locator("noscript p")).to_be_visible()
+                await expect(page.locator("#door")).to_be_hidden()
+
+
+async def test_a_day_of_another_year_has_its_year(tmp_path: Path) -> None:
+    async with town_in(tmp_path, many=0):
+        with running(tmp_path / "home") as made:
+            async with browser() as chrome:
+                page = (await tab(chrome, made.origin, timezone_id="UTC")).page
+                await page.clock.install(time=datetime(2026, 11, 30, 12, tzinfo=UTC))
+                await page.goto(made.origin)
+                said = await page.evaluate(
+                    """async (days) => {
+                  const { moment } = await import("/assets/words.js");
+                  return days.map((day) => moment(Date.now() / 1000 + 86400 * day));
+                }""",
+                    [0, -3, 364, -400],
+                )
+    assert [word.count("202") for word in said] == [0, 0, 1, 1]
+    assert said[0] == "12:00:00"
+    assert said[1].endswith("12:00")
+    assert ("2027" in said[2], "2025" in said[3]) == (True, True)
+
+
 async def test_a_rotation_that_needs_a_person_is_in_list_and_detail(tmp_path: Path) -> None:
     lost = Rotation(
         rotator="fake:https://x.test", stage=RotationStage.NEEDS_PERSON, outcome="refused"
@@ -565,4 +656,15 @@ async def test_a_vault_of_any_size_is_shown_by_windows_that_the_keyboard_reaches
                 )
                 await page.get_by_label("Filter data keys").fill("s150")
                 await expect(page.locator("#keys-picture svg")).to_contain_text("s150")
+                # What is due is a list as the others are.
+                labels = [f"api_keys/{name}" for name in names]
+                await key_versions.renew_all(
+                    town.vault.store, labels, now=town.vault.clock.time()
+                )
+                steps = page.locator("#steps-list li")
+                await expect(steps).to_have_count(10)
+                await expect(page.locator("#steps-tools")).to_contain_text("1–10 of 200")
+                await page.get_by_label("Filter steps").fill("s177/key still")
+                await expect(steps).to_have_count(1)
+                await expect(steps).to_contain_text("there is a newer one")
                 await seen.innocent()

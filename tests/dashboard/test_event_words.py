@@ -41,6 +41,10 @@ def line(**event: object) -> dict[str, object]:
             {"kind": "grant", "rule": "r-1", "origin": "https://x.test"},
             ("rule r-1", "https://x"),
         ),
+        (
+            {"kind": "redeem", "plugin": "org.a", "credential": "a/b", "principal": "ann"},
+            ("ann", "a/b for ann"),
+        ),
         ({"fault": "has another hash"}, ("altered", "not what was written: has another")),
     ],
 )

@@ -14,7 +14,7 @@ from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.audit.log import AuditLog
 from apex_creds.audit.maintenance import Cadence
 from apex_creds.audit.segment import segments
-from apex_creds.dashboard.event_words import Filter, Group, _line, sieve_of, with_words
+from apex_creds.dashboard.event_words import Filter, Group, sieve_of, with_words
 from apex_creds.dashboard.lease_view import Names
 from apex_creds.dashboard.log_search import Earlier, earlier
 from apex_creds.dashboard.watcher import Watcher
@@ -40,6 +40,7 @@ EVENTS = st.builds(
     plugin=WORDS,
     action=WORDS,
     credential=WORDS,
+    principal=WORDS,
     decision=st.sampled_from(["", "allow", "deny", "lockdown"]) | WORDS,
     rule=WORDS,
     reason=st.sampled_from(["no_grant", "not_declared"]) | WORDS,
@@ -79,7 +80,7 @@ def test_what_is_found_in_a_shown_line_is_found_in_the_stored_one(
     names = Names(known.get, named=True)
     names._known = known
     shown = with_words(names.event(lines.decode(line)))
-    seen = _line(shown)
+    seen = str(shown["line"])
     begin = cut[0] % max(1, len(seen))
     wanted = Filter.parse(case(seen[begin : begin + cut[1]])[:200], group)
     sieve = sieve_of(wanted, named=names.stored)
@@ -106,6 +107,8 @@ def test_what_is_found_in_a_shown_line_is_found_in_the_stored_one(
         (AuditEvent(1.0, EventKind.EXPOSE), "taken out"),
         (AuditEvent(1.0, EventKind.DENIAL, origin="https://x.test", path="v1"), "x.testv1"),
         (AuditEvent(1.0, EventKind.DENIAL, reason="no_such_grant"), "no such"),
+        (AuditEvent(1.0, EventKind.REDEEM, credential="a", principal="x"), "for"),
+        (AuditEvent(1.0, EventKind.REDEEM, credential="a", principal="x"), "a for x"),
         (AuditEvent(1.0, EventKind.REDEEM, credential="c-1f2e"), "llm/openai"),
         (AuditEvent(1.0, EventKind.ROTATION, detail="api_keys/c-1f2e"), "keys/llm/open"),
     ],

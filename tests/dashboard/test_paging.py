@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from apex_creds.dashboard.paging import MAX_SIZE, MAX_TEXT, PageQuery, page
 from apex_creds.errors import InvalidInputError, NotFoundError
+from apex_creds.model import Rotation
+from apex_creds.vault import credential_writes
 from tests.dashboard.conftest import Served
+from tests.dashboard.town import BOOKS, CHATTER
 
 NAMES = st.lists(st.text("abAB", max_size=4), max_size=60)
 
@@ -51,7 +55,7 @@ async def test_a_list_that_there_is_not_is_not_found(served: Served) -> None:
         with pytest.raises(NotFoundError):
             served.watcher.window(name, {})
     await served.look()
-    for name in ("keys", "permissions", "leases", "requests"):
+    for name in ("keys", "steps", "permissions", "leases", "requests"):
         served.window(name)
 
 
@@ -67,3 +71,41 @@ async def test_lists_take_a_session_and_say_what_is_wrong(served: Served) -> Non
     assert [cell["grant"] for cell in found["cells"]] == ["deny"]
     assert (await served.get("/api/lists/keys?at=x")).status_code == 400
     assert (await served.get("/api/lists/nothing")).status_code == 404
+
+
+@pytest.mark.anyio
+async def test_a_search_finds_an_entry_by_what_is_read_of_it(served: Served) -> None:
+    town, stop = served.town, anyio.Event()
+    await town.enrol()
+    await town.half_rotate("api_keys/tenants", moved=2)
+    late = Rotation(rotator="fake:https://x.test", changed=5.0, interval=60.0)
+    await credential_writes.edit(
+        town.vault.store,
+        "api_keys",
+        "weather/openweather",
+        credential_writes.Edit(rotation=late),
+        clock=town.vault.clock,
+    )
+    async with anyio.create_task_group() as group:
+        group.start_soon(town.hold, CHATTER, "llm/openai", stop, "stream")
+        group.start_soon(town.ask, BOOKS, "payments/stripe")
+        await served.question()
+        await served.look()
+        for name, words in {
+            "leases": ("chatter uses llm/openai", "used 1×, last reveal", "open", "stream"),
+            "requests": ("wants to read payments/stripe critical", "last month's", "1.4.0"),
+            "keys": ("Second factors", "v2 primary", "the vault's own", "api_keys/tenants"),
+            "steps": ("move what version 1 of api_keys/tenants still", "there is a newer one"),
+        }.items():
+            for word in words:
+                assert served.window(name, text=word.upper())["of"] == 1, (name, word)
+            for hidden in ("true", "none", "expires", 'uses": 1', "undefined"):
+                assert served.window(name, text=hidden)["of"] == 0, (name, hidden)
+        for word in ("rotation overdue", "normal"):
+            rows = served.window("permissions", text=word)["credentials"]["items"]
+            assert [row["name"] for row in rows] == ["weather/openweather"], word
+        second = served.window("permissions", text="2nd factor")["credentials"]["items"]
+        assert {row["name"] for row in second} == {"payments/stripe", "payroll/datev"}
+        assert served.window("permissions", text="reconnect")["credentials"]["of"] == 0
+        stop.set()
+        group.cancel_scope.cancel()

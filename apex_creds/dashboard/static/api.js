@@ -13,14 +13,21 @@ export class Refused extends Error {
 export const loggedIn = () => sessionStorage.getItem(KEY) !== null;
 export const forget = () => sessionStorage.removeItem(KEY);
 
-async function ask(path, body) {
+const PATIENCE = 60_000;
+const QUIET = 30_000; // the dashboard shows every ten seconds that it is there
+
+function unheard() {
+  throw new Refused(0, {});
+}
+
+async function ask(path, body, signal = AbortSignal.timeout(PATIENCE)) {
   const headers = { "x-apex-creds-key": sessionStorage.getItem(KEY) ?? "" };
-  const options = { headers, credentials: "same-origin", cache: "no-store", redirect: "error" };
+  const options = { headers, credentials: "same-origin", cache: "no-store", redirect: "error", signal };
   if (body !== undefined) {
     Object.assign(options, { method: "POST", body: JSON.stringify(body) });
     headers["content-type"] = "application/json";
   }
-  const answer = await fetch(path, options);
+  const answer = await fetch(path, options).catch(unheard);
   if (!answer.ok) throw new Refused(answer.status, await answer.json().catch(() => ({})));
   return answer;
 }
@@ -35,15 +42,27 @@ export async function logIn(token) {
 
 /** Reads server-sent events, over fetch since EventSource can't send the page key. */
 export async function stream(told) {
-  const answer = await ask("/api/stream");
-  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "";
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) return;
-    const frames = (rest + value).split("\n\n");
-    rest = frames.pop();
-    for (const frame of frames) one(frame, told);
+  const quiet = new AbortController(); // where the network went, nothing else says so
+  let timer = 0;
+  const heard = () => {
+    clearTimeout(timer);
+    timer = setTimeout(() => quiet.abort(), QUIET);
+  };
+  try {
+    heard();
+    const answer = await ask("/api/stream", undefined, quiet.signal);
+    const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+    let rest = "";
+    for (;;) {
+      const { value, done } = await reader.read().catch(unheard);
+      if (done) return;
+      heard();
+      const frames = (rest + value).split("\n\n");
+      rest = frames.pop();
+      for (const frame of frames) one(frame, told);
+    }
+  } finally {
+    clearTimeout(timer);
   }
 }
 

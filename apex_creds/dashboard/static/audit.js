@@ -39,16 +39,10 @@ function row(event) {
 const filter = () => ({ text: $("filter-text").value.trim().toLowerCase(), kind: $("filter-kind").value });
 const filtered = () => Object.values(filter()).some(Boolean);
 
-/** What is read in the event's row, but for the time; event_words.py says the same. */
-function line(event) {
-  const who = event.fault !== undefined ? [] : [event.plugin || "operator", event.action];
-  return [event.seq, event.word, ...who, event.credential, event.principal, event.says].filter(Boolean).join(" ").toLowerCase();
-}
-
 function loaded() {
   const { text, kind } = filter();
   return [...new Map([...events, ...kept]).values()]
-    .filter((event) => (!kind || event.groups.includes(kind)) && (!text || line(event).includes(text)))
+    .filter((event) => (!kind || event.groups.includes(kind)) && (!text || event.line.toLowerCase().includes(text)))
     .sort((a, b) => b.seq - a.seq);
 }
 

@@ -14,7 +14,7 @@ export function openDetail(title, body) {
   $("detail-title").focus();
 }
 
-export function closeDetail() {
+function closeDetail() {
   if ($("detail").open) $("detail").close();
 }
 

@@ -1,9 +1,9 @@
 // The key hierarchy as a picture: which key wraps which, in which state, and what each
 // protects. Drawn for the width that there is; the table below it says the same.
 
-import { $, h, s, word } from "./dom.js";
+import { $, h, reconcile, s, word } from "./dom.js";
 import { axis, list } from "./windows.js";
-import { count, keyName, moment, now, plural, span, step } from "./words.js";
+import { count, keyName, moment, now, plural, span } from "./words.js";
 
 const WIDE = 820;
 const SEALED = "sealed: no key is in memory, until the lockdown ends";
@@ -117,16 +117,15 @@ function level(x, y, width, key, title, note, says) {
 }
 
 function row(x, y, width, height, key, stacked) {
-  const [section, ...rest] = key.label.split("/");
-  const name = { root: "The vault's own", "access/factors": "Second factors", documents: "Documents" }[key.label] ?? (rest.join("/") || section);
   const text = protects(key);
   pen.font = FONT.small;
-  const textWidth = pen.measureText(text).width + 4;
+  const textWidth = stacked ? 0 : pen.measureText(text).width + 4;
   const state = weight(key) === 0 ? "compromised" : moving(key) ? "moving" : "";
-  const nodes = [box(x, y, width, height, state), label(x + 14, y + 24, name, width - textWidth - 36, "name"), label(x + width - 14, y + 24, text, textWidth + 8, "small", "end")];
-  const [made, taken] = chips(x + 12, y + 34, key.versions, stacked ? width - 24 : width - 130);
+  const nodes = [box(x, y, width, height, state), label(x + 14, y + 24, key.name, width - textWidth - 28, "name"),
+    stacked ? label(x + 14, y + 42, text, width - 28) : label(x + width - 14, y + 24, text, textWidth + 8, "small", "end")];
+  const [made, taken] = chips(x + 12, y + (stacked ? 50 : 34), key.versions, stacked ? width - 24 : width - 130);
   nodes.push(...made);
-  if (stacked) nodes.push(...bar(x + 14, y + 64, width - 28, key));
+  if (stacked) nodes.push(...bar(x + 14, y + 80, width - 28, key));
   else nodes.push(...bar(x + 18 + taken, y + 42, Math.max(0, width - taken - 32), key));
   const destroyed = key.destroyed ? `, ${plural(key.destroyed, "version")} destroyed` : "";
   const versions = key.versions.map((v) => `v${v.version} ${v.state}${v.compromised ? " (compromised)" : ""}`).join(", ");
@@ -180,7 +179,7 @@ function narrow(width) {
   const second = level(0, kekTop, width - 1, kek, "KEK", dueText("kek"), kekSays);
   const lines = [s("path", { class: "link-line", data: { kind: "primary" }, d: `M28,${top.height} V${kekTop}` })];
   const rows = [];
-  const height = 80;
+  const height = 96;
   let y = kekTop + second.height + 16;
   const from = kekTop + second.height;
   for (const key of shown) {
@@ -212,13 +211,10 @@ function table() {
 }
 
 function next() {
-  const items = value.steps.map((item) => h("li", {}, word(step(item))));
-  if (value.todo > items.length) items.push(h("li", { class: "muted" }, `and ${count(value.todo - items.length)} more`));
   const waiting = Object.entries(value.waiting).map(([kind, n]) => `${kind.replaceAll("_", " ")}${n > 1 ? ` (${count(n)}×)` : ""}`);
   const events = waiting.length ? h("p", { class: "warning" }, `Security events that nobody acted on yet: ${waiting.join(", ")}.`) : "";
   const worker = value.worker ? "A worker runs." : "No worker runs: keys that are due are not rotated.";
-  const steps = items.length ? [h("h3", {}, "To be done now"), h("ul", { class: "steps" }, items)] : [];
-  return [events, ...steps, h("p", { class: "fine" }, worker)];
+  return [events, h("p", { class: "fine" }, worker)];
 }
 
 /** In a lockdown nothing of them can be read; what was shown before stays. */
@@ -236,12 +232,20 @@ const refresh = list("keys", [window], (part) => {
   $("keys-table").replaceChildren(table());
 });
 
+const steps = axis("steps-tools", { many: "steps", size: () => (innerWidth < 640 ? 5 : 10) });
+const refreshSteps = list("steps", [steps], (part) => {
+  steps.took(part);
+  reconcile($("steps-list"), part.items, (text) => text, (text) => h("li", {}, word(text)));
+});
+
 export function showKeys(found) {
   value = found;
   const dates = ["master", "kek", "dek"].filter((name) => value.due[name]).map((name) => `${{ master: "master", kek: "KEK", dek: "DEKs" }[name]} ${span(value.due[name] - now())}`);
   $("keys-note").textContent = sealed ? SEALED : dates.length ? `next rotation: ${dates.join(", ")}` : "no rotation is scheduled";
   $("keys-next").replaceChildren(...next().filter(Boolean));
+  $("steps").hidden = !value.todo;
   refresh();
+  refreshSteps();
 }
 
 new ResizeObserver(draw).observe($("keys-picture"));

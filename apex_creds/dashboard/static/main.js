@@ -1,6 +1,6 @@
 // Logs in, listens, and hands what it hears to the parts of the page.
 
-import { forget, loggedIn, logIn, post, Refused, stream } from "./api.js";
+import { forget, loggedIn, logIn, post, stream } from "./api.js";
 import { $, h, say, word } from "./dom.js";
 import { count, moment, plural, setClock, span, now } from "./words.js";
 import { sealKeys, showKeys } from "./keys.js";
@@ -8,11 +8,11 @@ import { showLeases } from "./leases.js";
 import { showMatrix } from "./matrix.js";
 import { setDecisions, showRequests } from "./requests.js";
 import { addEvents, showVerified, startAudit } from "./audit.js";
-import { closeDetail, startDetail } from "./detail.js";
+import { startDetail } from "./detail.js";
 
 const facts = {};
-let connected = false;
 let leaving = false;
+const WHY = "apex-creds-why"; // the tab was left
 
 function enter(inside) {
   document.body.dataset.state = inside ? "inside" : "outside";
@@ -56,6 +56,7 @@ let alerted = "";
 
 function alerts() {
   const found = [];
+  if (facts.away) found.push(["Not connected", h("p", {}, word(facts.away.why), ` What is shown is as it was at ${moment(facts.away.since)}.`)]);
   if (facts.lockdown) {
     const why = facts.lockdown.reason ? [", “", word(facts.lockdown.reason), "”"] : "";
     const then = facts.lockdown.sealed ? " No key is in memory; what is shown of keys is from before." : "";
@@ -119,33 +120,44 @@ function logState(verified) {
 async function listen() {
   let pause = 0.5;
   while (loggedIn() && !leaving) {
+    let why = "";
     try {
       await stream((topic, value) => {
         pause = 0.5;
-        connected = true;
         enter(true);
         live("ok", "live");
+        away("");
         hear[topic]?.(value);
         tiles();
       });
-      if (connected) say("The connection ended; trying again.");
+      say("The connection ended; trying again.");
     } catch (error) {
-      if (error instanceof Refused && error.status === 401) return leave(error.message);
+      if (error.status === 401) return leave(error.message);
+      why = error.message;
     }
-    connected = false;
     if (leaving) return;
     live("bad", "not connected");
+    if (why) away(why);
     await new Promise((go) => setTimeout(go, pause * 1000));
     pause = Math.min(pause * 2, 8);
   }
   if (!leaving) leave();
 }
 
+/** Why nothing new is heard; since when, of what somebody sees. */
+function away(why) {
+  if (why === (facts.away?.why ?? "")) return;
+  facts.away = why ? { why, since: facts.away?.since ?? now() } : null;
+  $("door-error").textContent = why;
+  alerts();
+}
+
+/** Nothing of what was shown stays in the page. */
 function leave(why = "") {
   forget();
-  closeDetail();
-  enter(false);
-  $("door-error").textContent = why;
+  sessionStorage.setItem(WHY, why);
+  leaving = true;
+  location.reload();
 }
 
 async function start() {
@@ -156,11 +168,12 @@ async function start() {
     try {
       await logIn(given[1]);
     } catch (error) {
-      return leave(`${error.message} ${error.hint ?? ""}`);
+      return leave(`${error.message} ${error.hint}`);
     }
   }
-  if (!loggedIn()) return leave();
-  await listen();
+  if (loggedIn()) return listen();
+  $("door-error").textContent = sessionStorage.getItem(WHY) ?? "";
+  sessionStorage.removeItem(WHY);
 }
 
 startDetail();
@@ -168,10 +181,10 @@ startAudit();
 $("leave").addEventListener("click", async () => {
   leaving = true;
   await post("/api/logout", {}).catch(() => undefined);
-  forget();
-  location.reload();
+  leave();
 });
+// Another link, maybe of another vault: nothing of this one stays.
 addEventListener("hashchange", () => {
-  if (location.hash.startsWith("#login=")) start();
+  if (location.hash.startsWith("#login=")) location.reload();
 });
 start();

@@ -3,7 +3,7 @@
 import { $, h, word } from "./dom.js";
 import { openDetail } from "./detail.js";
 import { axis, fill, list, oneStop } from "./windows.js";
-import { count, moment, plural } from "./words.js";
+import { count, moment, now, plural } from "./words.js";
 
 const MARKS = { allow: "✓", deny: "✕", over: "◷", ask: "?" };
 const GRANTS = { allow: "granted", deny: "refused for good", over: "its grant is over" };
@@ -27,7 +27,7 @@ function about(cell, plugin, credential) {
   if (credential.kind) add("level", credential.level, credential.factor ? `, with a second factor ${credential.factor === "each" ? "for each lease" : "now and then"}` : "");
   else add("credential", "there is none of that name");
   if (credential.connection) add("connection", credential.connection.replaceAll("_", " "), `, last refresh ${moment(credential.renewed)}: `, word(credential.outcome), credential.by ? [", connected by ", word(credential.by)] : "");
-  if (credential.rotation) add("at its provider", ROTATIONS[credential.rotation], credential.replaced ? `, replaced ${moment(credential.replaced)}` : "", credential.due ? `, ${isOverdue(credential) ? "was due" : "next"} ${moment(credential.due)}` : "", credential.stage === "idle" || credential.rotation === "needs_person" ? "" : `, next step ${credential.stage}`, credential.step_outcome ? [", last step: ", word(credential.step_outcome)] : "");
+  if (credential.rotation) add("at its provider", ROTATIONS[credential.rotation], credential.replaced ? `, replaced ${moment(credential.replaced)}` : "", credential.due ? `, ${credential.due < now() ? "was due" : "next"} ${moment(credential.due)}` : "", credential.stage === "idle" || credential.rotation === "needs_person" ? "" : `, next step ${credential.stage}`, credential.step_outcome ? [", last step: ", word(credential.step_outcome)] : "");
   if (credential.origins.length) add("sent to", credential.origins.flatMap((o, at) => [at ? ", " : "", word(o)]));
   if (cell.grant) {
     add("grant", GRANTS[cell.grant], cell.created ? ` since ${moment(cell.created)}` : "", cell.by ? [" by ", word(cell.by)] : "");
@@ -54,17 +54,9 @@ function square({ cell, plugin, credential }) {
     h("span", { "aria-hidden": "true" }, cell ? MARKS[kind] : "·"), h("span", { class: "sr" }, `${text}; more`), used, denied));
 }
 
-const isOverdue = (credential) => Boolean(credential.due && credential.due * 1000 < Date.now());
-const isOver = (credential) => Boolean(credential.expires && credential.expires * 1000 < Date.now());
-
-function head({ credential, over }) {
+function head(credential) {
   return h("th", { scope: "row" }, word(credential.name, "mono"),
-    h("span", { class: "level", data: { level: credential.level } }, credential.kind ? credential.level : "not there"),
-    credential.factor ? h("span", { class: "level", title: "takes a second factor", data: { level: "factor" } }, "2nd factor") : "",
-    credential.connection === "needs_reconnect" ? h("span", { class: "level", data: { level: "critical" } }, "needs reconnect") : "",
-    ["failed", "needs_person"].includes(credential.rotation) ? h("span", { class: "level", title: ROTATIONS[credential.rotation], data: { level: "critical" } }, credential.rotation === "failed" ? "not rotated" : "needs a person") : "",
-    credential.rotation === "works" && isOverdue(credential) ? h("span", { class: "level", title: "no worker has replaced it at its provider", data: { level: "critical" } }, "rotation overdue") : "",
-    over ? h("span", { class: "level", data: { level: "critical" } }, "expired") : "");
+    credential.badges.map(([text, level]) => h("span", { class: "level", data: { level } }, text)));
 }
 
 // -- the window ---------------------------------------------------------------------------
@@ -120,7 +112,7 @@ function draw(table, rows, columns, cells) {
       const cell = cells.get(`${c} ${p}`);
       return { cell: cell && { ...cell, p: 0, c: 0 }, plugin, credential };
     });
-    fill(body.rows[c], [{ credential, over: isOver(credential) }, ...own], (found) => (found.plugin === undefined ? head(found) : square(found)));
+    fill(body.rows[c], [credential, ...own], (found) => (found.plugin === undefined ? head(found) : square(found)));
   });
 }
 

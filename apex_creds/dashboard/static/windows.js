@@ -43,7 +43,11 @@ export function axis(place, { many, size, prefix = "" }) {
       on.setAttribute("aria-disabled", String(at + here >= of));
       box.hidden = of <= size() && !input.value;
     },
-    failed(why) { range.textContent = why; },
+    busy() { range.textContent = "looking…"; },
+    failed(why) {
+      range.textContent = why;
+      box.hidden = false;
+    },
     onchange(then) { changed = then; },
     get searched() { return input.value.trim() !== ""; },
   };
@@ -57,11 +61,14 @@ export function list(name, axes, show) {
     do {
       again = false;
       fitted = sizes();
+      const slow = setTimeout(() => axes.forEach((each) => each.busy()), 400);
       const asked = new URLSearchParams(Object.assign({}, ...axes.map((each) => each.query())));
       try {
         show(await get(`/api/lists/${name}?${asked}`));
       } catch (error) {
         axes.forEach((each) => each.failed(error.message));
+      } finally {
+        clearTimeout(slow);
       }
     } while (again);
     running = null;

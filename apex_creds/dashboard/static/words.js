@@ -2,13 +2,19 @@
 
 const CLOCK = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
 const DAY = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
+const FAR = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short", year: "numeric" });
 
 let ahead = 0; // how far the vault's clock is before this one, in seconds
 export const setClock = (now) => { ahead = now - Date.now() / 1000; };
 export const now = () => Date.now() / 1000 + ahead;
 
 export const clock = (at) => CLOCK.format(at * 1000);
-export const moment = (at) => (Math.abs(now() - at) < 43200 ? clock(at) : DAY.format(at * 1000));
+/** As short as it is plain: a time of today, a day of this year, or one with its year. */
+export function moment(at) {
+  if (Math.abs(now() - at) < 43200) return clock(at);
+  const near = new Date(at * 1000).getFullYear() === new Date(now() * 1000).getFullYear();
+  return (near ? DAY : FAR).format(at * 1000);
+}
 export const utc = (at) => new Date(at * 1000).toISOString();
 export const count = (n) => n.toLocaleString();
 export const plural = (n, one, many = `${one}s`) => `${count(n)} ${n === 1 ? one : many}`;
@@ -28,18 +34,3 @@ export function micro(us) {
 
 export const keyName = (key) =>
   ({ master: "the master key", kek: "the KEK" })[key.level] ?? (key.label === "root" ? "the vault's own key" : key.label);
-
-const REASONS = {
-  interrupted: "it was interrupted", compromised: "it may be in wrong hands", time: "it is old enough",
-  encryptions: "it was used often enough", requested: "somebody asked for it", replaced: "there is a newer one",
-  unused: "nothing needs it any more", grace_over: "its grace period is over",
-};
-
-export function step(item) {
-  const version = `version ${item.version} of ${keyName(item)}`;
-  const what = {
-    promote: `make ${version} the primary one`, rotate: `replace ${version}`,
-    move: `move what ${version} still protects`, retire: `retire ${version}`, destroy: `destroy ${version}`,
-  }[item.action] ?? `${item.action} ${version}`;
-  return `${what}: ${REASONS[item.reason] ?? item.reason}`;
-}
