@@ -157,8 +157,15 @@ class _Body(Generic[T]):
         The generators that a plugin steps have it done here: in their frames, and those of
         what they raise, nothing leads to what came, or to what it is searched for.
         """
+        opened: _Open[Any] | None = OPEN.get(self)
+        if opened is None:
+            return self._say(_CLOSED)
+        if opened.loop not in (None, asyncio._get_running_loop()):
+            return EventLoopError(
+                "A response is read on the event loop that it was requested on.",
+                hint="Read it there, and pass on what it says.",
+            )
         try:
-            opened = self._opened()
             if opened.chunks is None:
                 stream = opened.stream
                 opened.chunks = iter(stream) if opened.loop is None else aiter(stream)
@@ -176,17 +183,6 @@ class _Body(Generic[T]):
             return clean
         except BaseException as error:
             return failed(error, self._say)
-
-    def _opened(self) -> _Open[Any]:
-        opened: _Open[Any] | None = OPEN.get(self)
-        if opened is None:
-            raise self._say(_CLOSED)
-        if opened.loop is not None and opened.loop is not asyncio.get_running_loop():
-            raise EventLoopError(
-                "A response is read on the event loop that it was requested on.",
-                hint="Read it there, and pass on what it says.",
-            )
-        return opened
 
     def _taken(self) -> _Open[T] | None:
         for lease_id in self._lease_ids:

@@ -151,7 +151,8 @@ class AsyncPool(_Pool):
         Raises:
             httpx.PoolTimeout: None became free in that time.
         """
-        self.enter()
+        with self._lock:  # as ``enter``, which a request would pay for
+            self._busy += 1
         try:
             places = None
             if origin is not None and self._queues:

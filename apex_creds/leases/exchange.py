@@ -160,6 +160,7 @@ def checked(
     credentials = ""
     broker: LeaseBroker | None = None
     bodies: Sequence[str] = ()
+    limited = False
     for lease_id in lease_ids:
         lease, its_broker = find_open(lease_id)
         if broker not in (None, its_broker):
@@ -167,6 +168,7 @@ def checked(
         broker = its_broker
         may = lease.permission.bodies
         bodies = [each for each in bodies if each in may] if leases else may
+        limited = limited or bool(lease.permission.paths)
         leases.append(lease)
         credentials += lease.record_id
     assert broker is not None
@@ -179,7 +181,7 @@ def checked(
             request.timeout,
             bodies,
         )
-        if any(lease.permission.paths for lease in leases):
+        if limited:
             check_no_source(taken)
     except RequestNotAllowedError:
         for lease in leases:
