@@ -43,9 +43,17 @@ if TYPE_CHECKING:
     from rich.text import Text as RichText
 
 _UNLIMITED: Final = 10_000
+_USUAL: Final = 80
 _GAP: Final = 3
 """Characters between two columns, and one before the first."""
 _HIDDEN: Final = " (not shown): "
+_QUOTES: Final = frozenset(
+    {
+        *('""', "''", "``", "\xab\xbb"),
+        *("\u201c\u201d", "\u201e\u201c", "\u2018\u2019", "\u201a\u2018"),
+    }
+)
+"""What is at both ends of a text that is in quotation marks."""
 _AROUND: Final = " \t\r\n\v\f\ufeff\u00a0\u200b"
 """White space, and the byte order mark that PowerShell writes to a pipe."""
 
@@ -206,7 +214,10 @@ def terminal(stream: TextIO | None = None) -> Console:
 
     stream = stream or sys.stdout
     width = None if stream.isatty() else _UNLIMITED
-    return Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
+    made = Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
+    if made.width < 1:  # COLUMNS=0: nothing at all would be shown
+        made.width = _USUAL
+    return made
 
 
 def _styled(text: object, style: str = "") -> RichText:
@@ -475,7 +486,7 @@ def _trimmed(text: str) -> str:
 
 def objection(key: str) -> str:
     """Why this can hardly be a key as a service gave it; nothing where it can."""
-    if len(key) > 1 and key[0] == key[-1] and key[0] in "\"'`":
+    if key[:1] + key[1:][-1:] in _QUOTES:
         return "The value is in quotation marks, which are seldom a part of a key."
     if escaped(key) != key:
         return "The value has a character that can't be seen, or a line end."

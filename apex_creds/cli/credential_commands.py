@@ -11,10 +11,9 @@ from __future__ import annotations
 import base64
 import contextlib
 import math
-import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Annotated, TextIO
 
@@ -44,13 +43,14 @@ from apex_creds.model import (
     CredentialInfo,
     CredentialKind,
     DeliveryStyle,
+    Origin,
     RotationHealth,
     Sensitivity,
     key_of,
     shown_key,
 )
 from apex_creds.oauth.refresh import needs_person, renews_at
-from apex_creds.policy.display import show_span, show_time
+from apex_creds.policy.display import operator_command, show_span, show_time
 from apex_creds.vault import Vault
 
 ChallengeOption = Annotated[
@@ -122,11 +122,17 @@ async def set_credential(
 
 def about_origins(info: CredentialInfo) -> list[Note]:
     """What to do about a credential that has no origin, or is sent in clear."""
-    whose = f" --for {shlex.quote(info.principal)}" if info.principal else ""
-    advice = f"apex-creds edit {shlex.quote(info.name)}{whose} --origin URL"
     if not info.origins:
+        advice = operator_command(
+            "edit", info.name, principal=info.principal, options="--origin URL"
+        )
         return [Note(f"It may be sent nowhere yet: {advice}")]
-    clear = [one for one in info.origins if one.scheme in ("http", "redis") and not one.here]
+    return about_clear(info.origins)
+
+
+def about_clear(origins: Iterable[Origin]) -> list[Note]:
+    """What is said of origins to which a secret goes in clear."""
+    clear = [one for one in origins if one.scheme in ("http", "redis") and not one.here]
     return [
         Note(f"It can be read on its way to {one}: that is {one.scheme}, not {one.scheme}s.")
         for one in clear

@@ -21,6 +21,7 @@ import anyio
 from apex_creds.cli import console
 from apex_creds.cli.command import Settings, command, with_vault
 from apex_creds.cli.console import Json, Line, Note, Report
+from apex_creds.cli.credential_commands import about_clear
 from apex_creds.cli.program import argument, flag, option
 from apex_creds.errors import ApexCredsError, InvalidInputError, VaultExistsError
 from apex_creds.fs.private_files import open_small, translated
@@ -88,11 +89,11 @@ async def import_file(
             hint="Check the names in --origin NAME=URL.",
         )
     imported = await store(vault, plan, replace=replace, origins=origin)
-    notes = []
+    notes = about_clear({one.origin for one in origin or () if imported})
     if imported and str(file) != "-":
-        notes.append(f"{file} still holds these secrets in clear: delete it (shred -u).")
+        notes.append(Note(f"{file} still holds these secrets in clear: delete it (shred -u)."))
     if exposed:
-        notes.append(f"Other users can read {file}: consider its secrets known to them.")
+        notes.append(Note(f"Other users can read {file}: consider its secrets known to them."))
     return Report(
         {
             "imported": imported,
@@ -101,7 +102,7 @@ async def import_file(
         Line(f"{len(imported)} imported, {len(plan.skipped)} skipped.", "bold"),
         *(Line(f"  imported  {name}", "green") for name in imported),
         *(Line(f"  skipped   {name}: {why}", "yellow") for name, why in plan.skipped),
-        notes=map(Note, notes),
+        notes=notes,
         code=int(bool(plan.skipped)),
     )
 

@@ -492,11 +492,20 @@ class DocumentStore(SealState):
         with await self.masters.load(root.master, header.vault_id) as master:
             check = master_check(master, vault_id=header.vault_id)
             if not kdf.constant_time_equal(check, root.master.check):
-                raise WrongMasterKeyError(
-                    "This master key does not open this vault.",
-                    hint="Name the right one with --master, or restore the key store.",
-                )
+                raise self._wrong_master(root.master.uri)
             return Hierarchy.from_master(master, vault_id=header.vault_id, keks=root.keks)
+
+    def _wrong_master(self, recorded: str) -> WrongMasterKeyError:
+        if self.masters.provider(recorded).uri.startswith("passphrase:"):
+            return WrongMasterKeyError(
+                "The passphrase is wrong: it does not open this vault.",
+                hint="Type it again. It is the one that the vault was made with, or that "
+                "apex-creds rotate master asked for last.",
+            )
+        return WrongMasterKeyError(
+            "This master key does not open this vault.",
+            hint="Name the right one with --master, or restore the key store.",
+        )
 
     async def _reload_keystore(self, written: Keystore | None = None) -> Keystore:
         """Reads the key store; ``written`` is what this process has just put there."""

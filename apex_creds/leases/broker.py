@@ -9,7 +9,6 @@ not granted.
 
 from __future__ import annotations
 
-import shlex
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -52,6 +51,7 @@ from apex_creds.leases.lease import (
 from apex_creds.model import Clock, CredentialInfo, DeliveryStyle, key_of, split_key
 from apex_creds.oauth.refresh import refresher_of
 from apex_creds.policy.decide import Reason
+from apex_creds.policy.display import operator_command
 from apex_creds.policy.grants import Grants
 from apex_creds.policy.manifest import Manifest, Need
 from apex_creds.rotators.dynamic import DynamicCredentials
@@ -574,7 +574,7 @@ class LeaseBroker:
             hint="Check origin, method and path against the plugin's manifest."
             if known
             else f"The credential may not be sent to {origin}. If it should, its owner runs: "
-            f"{edit_command(lease)} --origin {origin}",
+            f"{origin_command(lease, origin)}",
         )
 
     def _refuse_signing(
@@ -744,11 +744,12 @@ def denied(name: str) -> AccessDeniedError:
     )
 
 
-def edit_command(lease: Lease) -> str:
-    """How its owner changes the credential of a lease."""
+def origin_command(lease: Lease, origin: object) -> str:
+    """How its owner lets the credential of a lease be sent to an origin, too."""
     _, principal = split_key(lease.key)
-    whose = f" --for {shlex.quote(principal)}" if principal else ""
-    return f"apex-creds edit {shlex.quote(lease.need.name)}{whose}"
+    return operator_command(
+        "edit", lease.need.name, principal=principal, options=f"--origin {origin}"
+    )
 
 
 def _plain(key: str) -> str:

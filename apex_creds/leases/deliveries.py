@@ -24,6 +24,7 @@ from apex_creds.documents.records import Record
 from apex_creds.errors import InvalidInputError, RequestNotAllowedError
 from apex_creds.leases.http_messages import RawHeaders
 from apex_creds.model import PLACEHOLDER, Delivery, DeliveryStyle, Origin
+from apex_creds.policy.display import operator_command
 from apex_creds.vault import Opened
 
 MAX_BODY: Final = 1024 * 1024
@@ -361,8 +362,9 @@ def _secret_text(opened: Opened, name: str) -> str:
         if not _SENDABLE.fullmatch(view):
             around = 0x20 in (view[0], view[-1]) if view else True
             wrong = "white space around it" if around else "more than printable ASCII in it"
+            again = operator_command("set", name)
             raise InvalidInputError(
                 f"The credential {name!r} can't be sent in a request: it has {wrong}.",
-                hint=f"Store it again without: apex-creds set {name}. Or use reveal().",
+                hint=f"Store it again without: {again} or use reveal().",
             )
         return str(view, "ascii")

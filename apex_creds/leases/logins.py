@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 
 from apex_creds.documents.records import Record
 from apex_creds.errors import AccessDeniedError, InvalidInputError, RequestNotAllowedError
-from apex_creds.leases.broker import edit_command, find_open
+from apex_creds.leases.broker import find_open, origin_command
 from apex_creds.leases.handle import current_credentials
 from apex_creds.leases.http_messages import MessageFilter
 from apex_creds.leases.lease import AccessRequest, current_invocation
@@ -65,7 +65,7 @@ def login_origin(lease_id: str, schemes: Collection[str], given: Origin | None) 
     place = given or f"{min(schemes)}://HOST"
     raise RequestNotAllowedError(
         f"The credential may not be sent to {place}.",
-        hint=f"If it should, its owner runs: {edit_command(lease)} --origin {place}",
+        hint=f"If it should, its owner runs: {origin_command(lease, place)}",
     )
 
 

@@ -30,6 +30,7 @@ from apex_creds.oauth.endpoints import Client
 from apex_creds.oauth.flows import Show
 from apex_creds.oauth.provider_presets import Provider
 from apex_creds.oauth.refresh import refresher_of
+from apex_creds.policy.display import operator_command
 from apex_creds.vault import Vault
 from apex_creds.vault.lookup import PutItem
 
@@ -175,7 +176,7 @@ async def disconnect(vault: Vault, name: str, *, principal: str = "") -> bool:
     if info.connection is None:
         raise InvalidInputError(
             f"{name!r} is not connected to a provider.",
-            hint=f"To delete it: apex-creds rm {name}",
+            hint=f"To delete it: {operator_command('rm', name, principal=principal)}",
         )
     # A refresh that is under way would store tokens that nobody had revoked.
     async with refresher_of(vault).alone(info) as info:

@@ -10,6 +10,7 @@ letters of one script only. Times are UTC, ISO 8601 (RFC 3339); what ``show_time
 from __future__ import annotations
 
 import re
+import shlex
 import unicodedata
 from datetime import UTC, datetime
 from typing import Final
@@ -88,6 +89,15 @@ def quoted(text: str) -> str:
 def named(text: str) -> str:
     """A name within a line of ours: in quotation marks, unless it is one plain word."""
     return shown(text) if _PLAIN.fullmatch(text) else quoted(text)
+
+
+def operator_command(words: str, name: str, *, principal: str = "", options: str = "") -> str:
+    """The command about a credential that a shell takes as it stands, whatever the name is."""
+    whose = f" --for {shlex.quote(principal)}" if principal else ""
+    more = f"{whose} {options}".rstrip()
+    if name.startswith("-"):
+        return f"apex-creds {words}{more} -- {shlex.quote(name)}"
+    return f"apex-creds {words} {shlex.quote(name)}{more}"
 
 
 _SPAN: Final = re.compile(r"([0-9]{1,6})([smhdwy])", re.ASCII)

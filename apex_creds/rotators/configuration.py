@@ -29,6 +29,7 @@ from apex_creds.model import (
     Rotation,
     RotationStage,
 )
+from apex_creds.policy.display import operator_command
 from apex_creds.rotators import openbao_database
 from apex_creds.rotators.protocol import Rotator
 from apex_creds.rotators.values import forget_others
@@ -103,7 +104,8 @@ async def configure(
     if before is not None and before.stage not in _BETWEEN:
         raise InvalidInputError(
             "A rotation of this credential is under way.",
-            hint=f"Let it end first: apex-creds rotate credential {name!r}",
+            hint="Let it end first: "
+            + operator_command("rotate credential", name, principal=principal),
         )
     made: Rotation | None = None
     if uri != "":

@@ -16,7 +16,6 @@ The rules, in order:
 from __future__ import annotations
 
 import contextlib
-import shlex
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -42,6 +41,7 @@ from apex_creds.model import (
     shown_key,
     split_key,
 )
+from apex_creds.policy.display import operator_command
 from apex_creds.rotators import plan
 from apex_creds.rotators.configuration import rotator_from_uri
 from apex_creds.rotators.plan import state_of
@@ -151,11 +151,11 @@ class Rotations:
         except (RotatorError, ConflictError, InvalidInputError) as error:
             why = error.message
         if why or info.has_expired(self._vault.ends.now()):
-            whose = f" --for {shlex.quote(principal)}" if principal else ""
+            command = operator_command("rotate credential", name, principal=principal)
             raise TokenError(
                 f"{name!r} has expired and could not be replaced: "
                 f"{why or 'it needs a decision of an operator.'}",
-                hint=f"Its owner runs: apex-creds rotate credential {shlex.quote(name)}{whose}",
+                hint=f"Its owner runs: {command}",
             )
         return info
 

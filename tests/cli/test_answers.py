@@ -6,6 +6,7 @@ import ast
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -104,6 +105,13 @@ def test_with_json_nothing_else_is_on_standard_output(cli):
     assert "otpauth://" in done.err
 
 
+@pytest.mark.parametrize("name", ["-x", "--yes", "two words", "a'b", "$(id)"])
+def test_what_is_advised_about_a_name_works_in_a_shell(cli, name):
+    done = cli("set", "--", name, stdin=b"sk-12345678")
+    advised = done.err.splitlines()[-1].partition("yet: apex-creds ")[2]
+    assert cli(*shlex.split(advised.replace("URL", "https://a.example"))).code == 0
+
+
 def test_a_word_that_is_none_is_not_repeated(cli):
     done = cli("sk-live-0123456789")
     assert done.code == 2
@@ -135,11 +143,23 @@ def test_a_beginning_of_an_id_is_enough(cli):
 def test_a_key_for_http_is_warned_of(cli):
     key = b"sk-1234"
     assert "http, not https" in cli("set", "a", "--origin", "http://a.example", stdin=key).err
+    said = cli("import", "-", "--origin", "http://a.example", stdin=b"KEY=sk-1234").err
+    assert "http, not https" in said
     assert "http" not in cli("set", "b", "--origin", "http://127.0.0.1:8", stdin=key).err
     assert "http" not in cli("set", "c", "--origin", "https://a.example", stdin=key).err
 
 
-@pytest.mark.parametrize("value", ['"sk-1234"', "'sk-1234'", "sk-\u200b1234", "sk-1\nsk-2"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        '"sk-1234"',
+        "'sk-1234'",
+        "\u201csk-1234\u201d",
+        "sk-\u200b1234",
+        "sk-\u202e1234",
+        "sk-1\nsk-1234",
+    ],
+)
 def test_what_is_hardly_a_key_is_refused(cli, error, value):
     said = error(7, "set", "openai", stdin=value.encode())
     assert "--kind generic" in said

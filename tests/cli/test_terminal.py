@@ -86,6 +86,7 @@ def test_a_passphrase_is_asked_for_twice_then_once(bare):
     assert stopped.end() == 130
     wrong = under_terminal(*home, "list").expect("Passphrase: ").type("wrong\n")
     assert wrong.end() == 4
+    assert "The passphrase is wrong" in wrong.screen
     opened = under_terminal(*home, "list").expect("Passphrase: ").type(VALUE + "\n")
     assert opened.end() == 0
     assert "No credentials yet" in opened.screen
@@ -110,6 +111,15 @@ def test_a_list_breaks_no_word(cli, width, tabular):
     plain = re.sub(r"\x1b\[[0-9;]*m", "", shown.screen)
     (named,) = (line for line in plain.splitlines() if line.strip().startswith("name"))
     assert ("kind" in named) is tabular
+
+
+@pytest.mark.parametrize("width", ["0", "1", "x"])
+def test_a_list_is_shown_whatever_width_is_stated(cli, width):
+    cli("set", "openai", stdin=b"sk-1234")
+    env = {**os.environ, "COLUMNS": width}
+    shown = under_terminal("--home", str(cli.home), "list", env=env)
+    assert shown.end() == 0
+    assert "openai" in shown.screen
 
 
 def test_a_narrow_list_leaves_out_what_there_is_not(cli):
