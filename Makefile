@@ -35,14 +35,14 @@ demo: core
 test: dev
 	@$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
-# Branches that the tests take, of what runs in the tests' own processes; a floor for four rooms.
+# Branches that the tests take, of what runs in the tests' own processes; a floor for four packages.
 cover: dev
 	@$(BIN)/python -m pytest -n auto --dist worksteal -q --hypothesis-profile=brief \
 		-m 'not slow and not faults and not e2e' --cov --cov-report= $(ARGS)
 	@$(BIN)/coverage report
-	@for room in crypto keys documents policy; do \
-		$(BIN)/coverage report --include="apex_creds/$$room/*" --fail-under=90 --format=total \
-			| sed "s/^/$$room: /" || exit 1; done
+	@for package in crypto keys documents policy; do \
+		$(BIN)/coverage report --include="apex_creds/$$package/*" --fail-under=90 --format=total \
+			| sed "s/^/$$package: /" || exit 1; done
 
 lint: dev
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
 """Storages, master key providers, audit sinks and rotators of other packages, by entry point.
 
-Guarantee: only a package that is installed, and whose scheme a URI names, is loaded; what
-this package has itself is never replaced. An entry point is a function of the whole URI.
+Guarantee: only a package that is installed, and whose scheme a URI names, is loaded; a scheme
+of this package itself is never replaced. An entry point is called with the whole URI.
 """
 
 from __future__ import annotations

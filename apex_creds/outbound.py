@@ -1,8 +1,8 @@
 """One request to an HTTP server that may be hostile, and its answer.
 
 Guarantee: no redirect is followed, no proxy of the environment or cookie used; an answer is
-read up to 256 KiB, uncompressed, and has come as a whole within a minute. What is raised has
-no frame of the client, which holds what was sent.
+read up to 256 KiB, uncompressed, and must be complete within a minute. No frame of the HTTP
+client is in a traceback, since it holds what was sent.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The master key out of the vault's provider on purpose, and back into one.
+"""Exports the master key for recovery, and gives it to a provider again.
 
 Guarantee: a key is given to a provider only after it opened the key store of this vault,
 and its body; a recovery counts as one only after it was tried. The vault records that there

@@ -1,4 +1,4 @@
-"""Proofs that an event is in the log, or that an earlier log begins it, as text.
+"""Proofs that an event is in the log, or that the log continues an earlier one, as text.
 
 Guarantee: an inclusion proof is a c2sp.org/tlog-proof with the event as its extra data, so
 that it can be checked with the log's verifier key and nothing else; what ``check_inclusion``

@@ -1,4 +1,4 @@
-"""``rotate``, ``rotation`` and ``events``: keys renewed, shown, and declared lost."""
+"""``rotate``, ``rotation`` and ``events``: rotate keys and credentials, show how that goes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Standard output and error of the command, where what is shown may fail.
+"""Standard output and error of the command, of which writing may fail.
 
-Guarantee: what an encoding does not have is shown as an escape; a failure to show is kept
-apart from a failure to do (``OutputError``); standard error never fails.
+Guarantee: what an encoding does not have is shown as an escape; a failed write is kept apart
+from a failed command (``OutputError``); writing to standard error never raises.
 """
 
 from __future__ import annotations

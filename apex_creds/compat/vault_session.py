@@ -1,4 +1,4 @@
-"""The vault behind an old manager: found, or made, filled, its keys rotated; the old errors.
+"""Opens the vault behind an old manager, creates and fills it, rotates keys; the old errors.
 
 Guarantee: a vault is made only where ``create_dirs`` says so, and an older program's files
 are only moved out of its place if they open. An interval is set as policy, durably; a

@@ -2,9 +2,9 @@
 
 Guarantee: the signature is the one that botocore makes of the same request with the same key.
 A signature that an SDK made with a placeholder key is taken out first; its date, region,
-service, list of signed headers and hash of the payload are its words, checked, and ``Host``
+service, list of signed headers and hash of the payload are kept, checked, and ``Host``
 is always among what is signed. The secret key is read where it lies, and the first key of the
-chain is made in locked memory; the others are worth a day, a region and a service.
+chain is made in locked memory; the others are good for one day, region and service only.
 """
 
 from __future__ import annotations

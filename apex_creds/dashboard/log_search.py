@@ -1,4 +1,4 @@
-"""Looks back in the log: one invocation's trace, earlier events, a search.
+"""Searches the log: one invocation's trace, earlier events, a text.
 
 Guarantee: what is given out is checked, line by line, and a line that is not what was written
 is counted and shown as that; a search passes over none of either. One step is bounded: in the

@@ -1,4 +1,4 @@
-"""Whether the log verifies, and what plugins did as it says.
+"""Whether the log verifies, and what it records of each plugin's activity.
 
 Guarantee: ``ok`` is only said of what was checked against the vault's signed checkpoints;
 what an incremental check does not read again, the next full one does. What plugins did is

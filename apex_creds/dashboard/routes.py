@@ -1,7 +1,7 @@
-"""The web application: the page's files, the login, one stream, a few questions, answers.
+"""The web application: static files, login, the event stream, queries and decisions.
 
-Guarantee: but for the page's own files, which say nothing and are all that is ever served
-from the disk, every answer takes a session; nothing is changed in the vault unless decisions
+Guarantee: every response needs a session, except for the page's static files, which hold no
+data and are all that is served from the disk; nothing is changed in the vault unless decisions
 were allowed when it was started. No error has more in it than this package's own errors say.
 """
 

@@ -1,7 +1,7 @@
 """What a tool sends besides its result: a runtime's writers, sessions, stores and contexts.
 
 Guarantee: what a tool gives to such an object has no secret of its invocation in it when the
-object gets it; or it does not get it. All else is the object's own.
+object gets it; or it does not get it. All else reaches the object unchanged.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Where a plugin's code is: its folder, and the name of what is called in it.
 
-A function that the host has can be found again by its file and its name; one that it shall not
-even import is named by ``plugin_function``.
+A function that is loaded in the host is found again by its file and name; ``plugin_function``
+names one that the host should not even import.
 """
 
 from __future__ import annotations

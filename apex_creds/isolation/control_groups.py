@@ -1,8 +1,8 @@
-"""How many processes root's walls have: a control group for each, of cgroups v1 or v2.
+"""Limits the processes of a sandbox that root starts, by a control group (cgroups v1 or v2).
 
-The kernel holds no process of root against ``RLIMIT_NPROC``, in whatever namespace. So what
-root starts is in a group that it joins before bubblewrap begins. When the host is killed, what
-is left of one is an empty folder of the kernel's, which the next wall removes.
+The kernel does not apply ``RLIMIT_NPROC`` to root, in any namespace. So what root starts joins
+a group before bubblewrap begins. When the host is killed, an empty folder of the kernel's
+remains, which the next sandbox removes.
 """
 
 from __future__ import annotations

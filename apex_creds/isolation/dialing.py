@@ -1,4 +1,4 @@
-"""Where an isolated process may be connected to: checked by name first, then by address.
+"""Connects for an isolated process, to hosts that are allowed by name and by address.
 
 Guarantee: a name is looked up once, and what was checked is what is dialled. An address that is
 not public (private, link-local, loopback, a cloud's metadata, also within IPv6) is refused

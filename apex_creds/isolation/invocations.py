@@ -1,4 +1,4 @@
-"""What a connection from behind the wall may do: what the invocation may that it belongs to.
+"""Finds the invocation that a connection from behind the wall belongs to, and what it may do.
 
 Guarantee: only open leases count; what is refused is audited for one of them.
 """

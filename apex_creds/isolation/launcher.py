@@ -1,4 +1,4 @@
-"""The first program behind the wall: opens the way out, sets the limits, becomes the command.
+"""The first program behind the wall: opens its sockets, sets limits, then runs the command.
 
 Guarantee: it has the standard library only, and nothing of it is left when the command runs but
 what was asked for. It listens in its own network namespace and hands the listening descriptors

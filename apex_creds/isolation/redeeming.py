@@ -1,4 +1,4 @@
-"""What a worker's handles ask the host for, done in the invocation that they belong to.
+"""Carries out what a worker's handles request, in the invocation that they belong to.
 
 Guarantee: each of these is the same step as in one process: found by its lease, checked,
 audited, and only then decrypted. What a worker sends is data of known types, or is refused.

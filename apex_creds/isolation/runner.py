@@ -1,4 +1,4 @@
-"""Runs plugins behind the wall: a warm worker for each, whose calls look like any other.
+"""Runs plugins behind the wall: a warm worker for each, called like a plugin in the process.
 
 Guarantee: a plugin's code runs in a worker only; a worker that ends, for whatever reason, is an
 error for the calls in it and for nothing else, and leaves no process, descriptor or mount.

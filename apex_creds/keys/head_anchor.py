@@ -1,9 +1,10 @@
 """Where a vault's anchor is kept: a small signed text outside the vault's directory.
 
 Guarantee: an anchor is read back as it was written or not at all; a file of one is private,
-replaced whole and durably. What it says is the vault's business: it is signed, not secret.
-As strong as its place: an attacker who can put back an older anchor with an older copy of the
-vault is not noticed. The keyring's entry is kept as well as the master key; a file is less so.
+replaced whole and durably. Its content is signed, not secret, and checked by the vault.
+It is as strong as its place: an attacker who can put back an older anchor with an older copy of
+the vault is not noticed. The keyring protects its entry as well as the
+master key; a file is protected less.
 """
 
 from __future__ import annotations

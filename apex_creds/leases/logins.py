@@ -1,4 +1,4 @@
-"""Redeems a lease to log in to a server: for what speaks no HTTP.
+"""Redeems a lease to log in to a server by another protocol than HTTP.
 
 Guarantee: as for a request, the secret is released for one origin, after the check and the
 event. What a server says is not passed on where it has the secret in it.

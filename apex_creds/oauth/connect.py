@@ -1,4 +1,4 @@
-"""Connects a credential to its provider, and ends that.
+"""Connects a credential to its provider, and disconnects it.
 
 Guarantee: what is stored is one commit of token and connection, after the server has issued it;
 a connection that exists under the name is replaced only if it was made by the same provider. A

@@ -5,9 +5,9 @@ answer replaces exactly the version that it was made with (compare-and-set). Wha
 on record is a request whose answer is not known: it is made again, and the server's answer says
 whether it had used the token up. Then, or if no answer is known five times in a row, a person
 has to connect again. What a person stores meanwhile wins, and a lockdown does not lose what was
-obtained already; what can't be stored is revoked at the provider, where it does that. An access
-token that has expired is never given out in hope. No token is in a log, an event or an error,
-nor in the frames of one.
+obtained already; what can't be stored is revoked at the provider, where it does that. An
+expired access token is never handed out. No token is in a log, an event or an error, nor in the
+frames of one.
 
 Why single flight: servers that rotate refresh tokens take a second use of one for theft, and
 revoke all tokens of that connection (RFC 9700, section 4.14.2).

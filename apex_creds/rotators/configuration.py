@@ -1,4 +1,4 @@
-"""Which rotator a credential has: found by URI, chosen, changed, taken away.
+"""Which rotator a credential has: finds one by URI; sets, changes and removes it.
 
 The rules, in order:
 

@@ -1,6 +1,6 @@
 """Carries out the plans of the state machine against a vault's documents.
 
-Guarantee: nothing that it remembers matters. Each round reads what is stored, asks
+Guarantee: it keeps no state that matters. Each round reads what is stored, asks
 ``plan`` and does the first steps; killed anywhere, another one goes on. A step
 that fails is reported and passed over, so that a keyring that is locked does not keep DEKs
 from rotating. Two engines at work at once lose nothing: each step is compare-and-set, and
