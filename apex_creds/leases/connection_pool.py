@@ -17,14 +17,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import queue
 import ssl
 import threading
 import time
+from collections import deque
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
     Callable,
     Iterable,
+    Iterator,
     Mapping,
 )
 from contextvars import ContextVar
@@ -104,11 +107,62 @@ class _Semaphore(Protocol):
     def release(self) -> object: ...
 
 
+class _Places:
+    """A semaphore whose ``release`` may be called while garbage is collected in ``acquire``."""
+
+    def __init__(self) -> None:
+        self._free: queue.SimpleQueue[None] = queue.SimpleQueue()
+        for _ in range(_AT_ONCE):
+            self._free.put(None)
+
+    def acquire(self, *, timeout: float | None) -> bool:
+        """Whether there was a place in that time."""
+        try:
+            self._free.get(timeout=timeout)
+        except queue.Empty:
+            return False
+        return True
+
+    def release(self) -> None:
+        self._free.put(None)
+
+
+class _PoolLock:
+    """The lock of a pool of httpcore, in place of one that waits for itself without end.
+
+    An answer that was left half read is closed when it is collected as garbage: anywhere, also
+    by a thread that is changing the pool. There it is closed when that is done.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._within: set[int] = set()
+        self._later: deque[Callable[[], object]] = deque()
+
+    def __enter__(self) -> None:
+        self._within.add(threading.get_ident())
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+        self._within.discard(threading.get_ident())
+        while self._later:
+            with contextlib.suppress(IndexError):  # another thread took it
+                self._later.popleft()()
+
+    def unheld(self, close: Callable[[], object]) -> None:
+        """Calls it now, or as soon as this thread does not hold the lock."""
+        if threading.get_ident() in self._within:
+            self._later.append(close)
+        else:
+            close()
+
+
 class _Pool:
     """What both kinds of pool do; the lock is held for no longer than a few steps."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # garbage is collected anywhere, also while it is held
         self._busy = 0
         self._idle_since = time.monotonic()
 
@@ -179,14 +233,16 @@ class Pool(_Pool):
         super().__init__()
         self.transport = transport
         self._queues = queues
-        self._places: dict[Origin, threading.BoundedSemaphore] = {}
+        self._places: dict[Origin, _Places] = {}
 
     def permit(self, origin: Origin | None, *, patience: float | None) -> Permit:
         """As ``AsyncPool.permit``; its place was taken by ``enter``."""
         places = None
         if origin is not None and self._queues:
             with self._lock:
-                places = self._places.setdefault(origin, threading.BoundedSemaphore(_AT_ONCE))
+                places = self._places.get(origin)
+                if places is None:
+                    places = self._places[origin] = _Places()
             if not places.acquire(timeout=patience):
                 self.leave(None)
                 raise httpx.PoolTimeout(_TIMED_OUT)
@@ -404,6 +460,9 @@ class Connections:
             if blocking
             else httpcore.AsyncConnectionPool(network_backend=network, **options)
         )
+        self._lock = _PoolLock()
+        if isinstance(self._pool, httpcore.ConnectionPool):
+            self._pool._optional_thread_lock = self._lock  # type: ignore[assignment]
 
     async def send(self, outgoing: Outgoing) -> Answer:
         """Sends a request, whose headers go along as they are; in a thread without waiting.
@@ -429,7 +488,10 @@ class Connections:
         finally:
             # The pool, and the stream of a response, refer to it for as long as they are open.
             sent.headers, sent.url = [], _NOWHERE
-        return Answer(answer.status, answer.headers, answer.stream, answer.extensions)
+        stream = answer.stream
+        if isinstance(pool, httpcore.ConnectionPool):
+            stream = _BlockingStream(stream, self._lock)
+        return Answer(answer.status, answer.headers, stream, answer.extensions)
 
     async def aclose(self) -> None:
         """Closes the connections of a loop, those in use as well."""
@@ -440,3 +502,21 @@ class Connections:
         """As ``aclose``, of the threads."""
         assert isinstance(self._pool, httpcore.ConnectionPool)
         self._pool.close()
+
+
+class _BlockingStream:
+    """An answer's body; it has its iterator, which would close it when it is let go."""
+
+    def __init__(self, stream: Any, lock: _PoolLock) -> None:
+        self._stream = stream
+        self._chunks: Iterator[bytes] = iter(stream)
+        self._lock = lock
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._chunks
+
+    def close(self) -> None:
+        self._lock.unheld(self._close)
+
+    def _close(self) -> None:
+        self._stream.close()

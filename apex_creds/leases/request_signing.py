@@ -73,6 +73,7 @@ _SOURCE: Final = re.compile(rb"x-(?:.*-)?(?:copy-source|copy-from|rename-source)
 _OVERRIDING_PARAMETER: Final = re.compile(
     r"-(?:http-?)?method|(?:x-)?(?:http-?)?method-?override|x-http-method"
 )
+_DOTS: Final = re.compile(r"\w+://[^?#]*/\.\.?(?:[/?#]|$)")
 _LONGEST_URL: Final = 32 * 1024
 _LONGEST_LENGTH: Final = 20
 """Of the digits that say how long a body is."""
@@ -163,7 +164,13 @@ def _own_url(url: object) -> httpx.URL:
         own = httpx.URL(url)  # shares the immutable parts
         if _is_canonical(getattr(own, "_uri_reference", None)):
             return own
-    return httpx.URL(plain_text(str(url), what="URL"))
+    text = plain_text(str(url), what="URL")
+    if _DOTS.match(text):
+        raise RequestNotAllowedError(
+            "The URL's path has a segment of dots, which servers read in more than one way.",
+            hint="Write the path without . and .. in it; a name can't be one of them.",
+        )
+    return httpx.URL(text)
 
 
 def _is_canonical(parts: Any) -> bool:

@@ -8,14 +8,16 @@ it, in the invocation that sends it; threads of an upload or a download have the
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextvars import Context, copy_context
+from contextvars import Context, ContextVar, copy_context
 from functools import wraps
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import boto3
 import urllib3
 from botocore import exceptions
-from botocore.awsrequest import AWSPreparedRequest, AWSResponse
+from botocore.awsrequest import AWSPreparedRequest, AWSRequest, AWSResponse
+from botocore.config import Config
 
 from apex_creds.errors import ApexCredsError
 from apex_creds.sdk.current import placeholder
@@ -24,8 +26,8 @@ from apex_creds.sdk.urllib3 import pool_manager
 _TRANSFERS: Final = (
     *("upload_file", "upload_fileobj", "download_file", "download_fileobj", "copy"),
 )
-_TIMEOUT: Final = 60.0
-"""Seconds, as botocore's own."""
+_TIMEOUT: Final[ContextVar[urllib3.Timeout]] = ContextVar("apex_creds_botocore_timeout")
+"""Of the client whose request was made last in this thread: the one that is sent next."""
 
 
 def session(name: str, *, scope: str | None = None, **options: Any) -> boto3.Session:
@@ -52,9 +54,15 @@ def attach(session: boto3.Session, name: str, *, scope: str | None = None) -> bo
         name: Of the credential.
         scope: One that the lease must have.
     """
+    session.events.register("request-created", _remember)
     session.events.register("before-send", _Sender(name, scope))
     session.events.register_last("creating-client-class.s3", _keep_context)
     return session
+
+
+def _remember(request: AWSRequest, **_: object) -> None:
+    config = request.context.get("client_config") or Config()
+    _TIMEOUT.set(urllib3.Timeout(connect=config.connect_timeout, read=config.read_timeout))
 
 
 class _Sender:
@@ -66,18 +74,20 @@ class _Sender:
     def __call__(
         self, request: AWSPreparedRequest, event_name: str = "", **_: object
     ) -> AWSResponse:
-        url = request.url
+        url, parts = request.url, urlsplit(request.url)
+        target = f"{parts.path or '/'}{'?' if parts.query else ''}{parts.query}"
         try:
-            answer = self._pools.urlopen(
+            # Of the pool, as botocore: a manager would read ``..`` in the name of an object.
+            answer = self._pools.connection_from_url(url).urlopen(
                 request.method,
-                url,
+                target,
                 body=request.body,
                 headers=request.headers,
                 retries=False,
                 redirect=False,
                 preload_content=False,
                 decode_content=False,
-                timeout=_TIMEOUT,
+                timeout=_TIMEOUT.get(),
             )
         except ApexCredsError as error:
             # Of botocore's exceptions the one that is not tried again.

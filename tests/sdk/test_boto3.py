@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import io
+import threading
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from boto3.s3.transfer import TransferConfig
 from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 from botocore.credentials import Credentials
-from botocore.exceptions import ClientError, EndpointConnectionError
+from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeoutError
 
 from apex_creds.model import AwsKey, Origin
 from apex_creds.sdk import boto3 as sdk
@@ -43,6 +44,7 @@ class Cloud:
     objects: dict[str, bytes] = field(default_factory=dict)
     requests: list[tuple[str, str]] = field(default_factory=list)
     failures: int = 0
+    late: threading.Event | None = None
     origin: str = ""
 
 
@@ -69,6 +71,8 @@ def cloud() -> Iterator[Cloud]:
 
     def answer(asked: BaseHTTPRequestHandler, body: bytes) -> Reply:
         made.requests.append((asked.command, asked.path))
+        if made.late is not None:
+            made.late.wait()
         parts = urlsplit(asked.path)
         status, data = 200, b""
         if not verified(asked.command, made.origin + asked.path, asked.headers, body):
@@ -125,6 +129,15 @@ async def test_one_client_in_two_invocations(granted: World, cloud: Cloud) -> No
         assert got == number
     assert cloud.requests == [("PUT", "/b/k%20%C3%BC"), ("GET", "/b/k%20%C3%BC")] * 2
     assert {event.method for event in granted.events("redeem")} == {"PUT", "GET"}
+
+
+@pytest.mark.parametrize("key", ["a/../b", "./b", "a/.."])
+async def test_a_key_that_a_path_can_not_say_is_not_another_object(
+    granted: World, cloud: Cloud, key: str
+) -> None:
+    with pytest.raises(ClientError, match="segment of dots"):
+        await called(granted, lambda: client(cloud).put_object(Bucket="b", Key=key, Body=b""))
+    assert cloud.requests == []
 
 
 async def test_another_service(granted: World, cloud: Cloud) -> None:
@@ -194,6 +207,23 @@ async def test_a_server_that_is_not_there(granted: World, cloud: Cloud) -> None:
     def use() -> None:
         with pytest.raises(EndpointConnectionError):
             s3.list_buckets()
+
+    await called(granted, use)
+
+
+async def test_a_client_waits_as_long_as_it_says(granted: World, cloud: Cloud) -> None:
+    impatient = sdk.session("aws", region_name="eu-west-1").client(
+        "s3",
+        endpoint_url=cloud.origin,
+        config=Config(read_timeout=0.2, retries={"total_max_attempts": 1}),
+    )
+    cloud.late = threading.Event()
+
+    def use() -> None:
+        with pytest.raises(ReadTimeoutError):
+            impatient.put_object(Bucket="b", Key="k", Body=b"")
+        cloud.late.set()
+        client(cloud).put_object(Bucket="b", Key="k", Body=b"")
 
     await called(granted, use)
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import gc
+import itertools
 import json
 import os
 import pickle
 import socket
+import sys
 import threading
 
 import httpx
@@ -308,6 +311,53 @@ async def test_a_stream_that_is_left_early_gives_its_place_back(
             lines.close()
 
     await ran(world, library, in_coroutine if library.asynchronous else in_thread)
+
+
+@pytest.mark.timeout(120)
+async def test_a_stream_that_is_forgotten_is_closed_wherever_garbage_is_collected(
+    world, service, library
+) -> None:
+    if library.asynchronous:
+        pytest.skip("the garbage of a loop is closed by a task")
+    client = library.make("web")
+    await service.allow(world)
+    service.answer = lambda *_: ["data: 1"] * 2
+
+    def forget() -> None:
+        lines = library.lines(client, f"{service.origin}/events")
+        assert next(lines) == "data: 1"
+        circle: list[object] = [lines]
+        circle.append(circle)
+
+    def collected_at(call: int) -> bool:
+        """Whether one stream had that many calls, in one of which another was collected."""
+        seen = 0
+
+        def count(frame, event, _) -> None:
+            nonlocal seen
+            if event == "call" and frame.f_code.co_filename.endswith("connection_pool.py"):
+                seen += 1  # of ours, and of httpcore
+                if seen == call:
+                    gc.collect()
+
+        forget()
+        sys.setprofile(count)
+        try:
+            list(library.lines(client, f"{service.origin}/events"))
+        finally:
+            sys.setprofile(None)
+        return seen >= call
+
+    def in_thread() -> int:
+        gc.disable()
+        gc.freeze()
+        try:
+            return next(call for call in itertools.count(1) if not collected_at(call))
+        finally:
+            gc.unfreeze()
+            gc.enable()
+
+    assert await ran(world, library, in_thread) > 20
 
 
 COPIES = {
