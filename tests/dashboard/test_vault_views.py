@@ -26,6 +26,7 @@ from apex_creds.scheduler.worker import RotationWorker
 from apex_creds.vault import credential_writes
 from tests.dashboard.conftest import Served, serve
 from tests.dashboard.town import WEATHER, Town, manifest, need, town_in, turn_kek
+from tests.support.loops import WITHIN
 
 pytestmark = pytest.mark.anyio
 
@@ -221,6 +222,26 @@ async def test_a_story_of_altered_lines_is_not_told(town: Town) -> None:
 
 
 # -- verification ------------------------------------------------------------------------
+
+
+async def test_the_newest_events_are_shown_before_all_of_the_log_is_checked(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topics: list[str] = []
+    publish = served.hub.publish
+
+    def publishing(topic: str, value: object) -> None:
+        topics.append(topic)
+        publish(topic, value)
+
+    monkeypatch.setattr(served.hub, "publish", publishing)
+    async with anyio.create_task_group() as group:
+        group.start_soon(served.watcher.run)
+        with anyio.fail_after(WITHIN):
+            while "verified" not in topics:
+                await anyio.lowlevel.checkpoint()
+        group.cancel_scope.cancel()
+    assert "leases" in topics[: topics.index("verified")]
 
 
 async def test_the_log_is_verified_all_then_what_is_new(town: Town) -> None:
