@@ -8,6 +8,7 @@ bounded, however many names there are. A check blocks: call it in a thread.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +18,7 @@ from apex_creds.audit.checkpoint import Checkpoint, CheckpointFile
 from apex_creds.audit.events import EventKind, Recorded
 from apex_creds.audit.line import SHARED
 from apex_creds.audit.verify import Progress, Report, check_now
+from apex_creds.clocks import boot_time
 from apex_creds.errors import ApexCredsError, AuditTamperedError
 
 # -- verification ---------------------------------------------------------------------------
@@ -50,19 +52,29 @@ class Verified(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Verifier:
-    """Checks one vault's log again and again."""
+    """Checks one vault's log again and again.
 
-    def __init__(self, directory: Path, *, vault_id: str) -> None:
+    Args:
+        directory: The log's.
+        vault_id: Whose.
+        now: A monotonic clock.
+    """
+
+    def __init__(
+        self, directory: Path, *, vault_id: str, now: Callable[[], float] = boot_time
+    ) -> None:
         self._directory = directory
         self._vault_id = vault_id
         self._known: Checkpoint | None = None
+        self._now = now
         self._full = 0.0
+        self._due = float("-inf")
         self.last = Verified()
 
     def check(self, *, full: bool = False, progress: Progress | None = None) -> Verified:
         """Checks what is new, or everything where that is due or asked for."""
         began, now = time.perf_counter(), time.time()
-        full = full or self._known is None or now - self._full > FULL_SECONDS
+        full = full or self._known is None or self._now() > self._due
         try:
             newest = CheckpointFile(self._directory, vault_id=self._vault_id).last()
             report = check_now(
@@ -85,7 +97,8 @@ class Verifier:
         self, report: Report, newest: Checkpoint | None, now: float, *, full: bool
     ) -> Verified:
         if report.ok:
-            self._full = now if full else self._full
+            if full:
+                self._full, self._due = now, self._now() + FULL_SECONDS
             if newest is not None and newest.size <= report.signed:
                 self._known = newest
         else:
@@ -107,7 +120,7 @@ class Verifier:
 # -- activity -------------------------------------------------------------------------------
 
 
-MAX_PAIRS: Final = 20_000
+MAX_PAIRS: Final = 100_000
 _ASKED: Final = "consent_"
 
 

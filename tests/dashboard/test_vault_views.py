@@ -14,7 +14,7 @@ from apex_creds.audit.verify import read
 from apex_creds.dashboard.lease_view import Names, text
 from apex_creds.dashboard.live_feed import KEPT, LiveFeed
 from apex_creds.dashboard.log_search import trace
-from apex_creds.dashboard.log_status import Verifier
+from apex_creds.dashboard.log_status import FULL_SECONDS, Verifier
 from apex_creds.dashboard.vault_views import hierarchy
 from apex_creds.errors import AuditTamperedError
 from apex_creds.fs.home import audit_directory
@@ -256,6 +256,20 @@ async def test_the_log_is_verified_all_then_what_is_new(town: Town) -> None:
     assert second.count > first.count
     assert second.full == first.full, "not all of it again"
     assert verifier.check(full=True).full > first.full
+
+
+async def test_all_of_the_log_is_checked_in_time_whatever_the_wall_clock_says(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    town.vault.audit.sign()
+    paced = 0.0
+    directory = audit_directory(town.vault.home)
+    verifier = Verifier(directory, vault_id=town.vault.vault_id, now=lambda: paced)
+    first = verifier.check()
+    monkeypatch.setattr("apex_creds.dashboard.log_status.time.time", lambda: 5.0)
+    assert verifier.check().full == first.full
+    paced += FULL_SECONDS + 1
+    assert verifier.check().full == 5.0
 
 
 async def test_an_alteration_is_found_and_located(town: Town, tmp_path: Path) -> None:
