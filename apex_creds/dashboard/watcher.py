@@ -112,7 +112,7 @@ class Watcher:
         self._vault.obey_lockdown()
 
     async def run(self) -> None:
-        """Watches until it is cancelled; the newest of the log is shown before all is checked."""
+        """Watches until it is cancelled; what is new is shown before all is checked."""
         await self._try("log", self.read_log)
         async with anyio.create_task_group() as group:
             group.start_soon(self._again, "log", self.read_log, self._rhythm.log)

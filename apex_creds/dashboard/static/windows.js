@@ -90,7 +90,7 @@ export function oneStop(box, next = neighbour) {
     const buttons = all();
     const chosen = buttons.find((button) => button.dataset.stop === stop) ?? buttons[0];
     for (const button of buttons) button.tabIndex = button === chosen ? 0 : -1;
-    box.tabIndex = chosen ? -1 : 0;
+    box.tabIndex = chosen || !box.children.length ? -1 : 0; // what has no buttons may scroll
     return chosen;
   }
   box.addEventListener("focusin", (event) => {
