@@ -69,7 +69,9 @@ class Gateway:
     async def start(self, listener: socket.socket) -> None:
         """Serves from now on; the socket is the gateway's."""
         self.setting.authority = "{}:{}".format(*listener.getsockname()[:2])
-        await self._listen(listener, self._serve_http)
+        await self._listen(
+            listener, lambda reader, writer: Connection(self.setting, reader, writer).run()
+        )
 
     async def start_login(self, listener: socket.socket, login: Login) -> None:
         """Logs in to a database for who connects to a Unix socket, from now on."""
@@ -96,11 +98,6 @@ class Gateway:
         # Also for a Unix socket: it is bound in another file system than this one.
         loop = asyncio.get_running_loop()
         self._servers.append(await loop.create_server(protocol, sock=listener))
-
-    async def _serve_http(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        await Connection(self.setting, reader, writer).run()
 
     async def _serve_login(
         self, login: Login, reader: asyncio.StreamReader, writer: asyncio.StreamWriter

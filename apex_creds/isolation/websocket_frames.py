@@ -17,7 +17,7 @@ from apex_creds.errors import RequestNotAllowedError
 from apex_creds.isolation.dialing import Dialer
 from apex_creds.isolation.placeholders import LONGEST, MisplacedError, Placeholders
 from apex_creds.leases.exchange import Head, injected_head
-from apex_creds.leases.http_messages import MessageFilter, RawHeaders, Request, SendFailure
+from apex_creds.leases.http_messages import MessageFilter, RawHeaders, Request
 from apex_creds.leases.logins import tls_context
 from apex_creds.sdk.current import COOKIES, Binding
 from apex_creds.sdk.websocket_handshakes import LONGEST_HEAD, pass_on, shake
@@ -145,7 +145,9 @@ class WebSocket:
     def __init__(self, names: Collection[str], url: str, headers: RawHeaders) -> None:
         kept = [pair for pair in headers if pair[0].lower() not in _DROPPED]
         self._names = tuple(names)
-        self._request = Request("GET", url, kept, None, {}, _lost)
+        self._request = Request(
+            "GET", url, kept, None, {}, lambda lost: ConnectionError(lost.text)
+        )
         self._search: MessageFilter | None = None
 
     async def open(self, dialer: Dialer) -> tuple[int, RawHeaders]:
@@ -211,7 +213,3 @@ async def _connected(
         raise RequestNotAllowedError(
             f"The server {url.host} can't be reached ({str(error) or type(error).__name__})."
         ) from None
-
-
-def _lost(failure: SendFailure) -> BaseException:
-    return ConnectionError(failure.text)

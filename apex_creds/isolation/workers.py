@@ -108,7 +108,10 @@ class PluginWorkers:
             enough = worker is not None and worker.count >= self.options.max_calls
             if enough and worker is not None and not worker.calls:
                 worker.kill("it has done enough calls")
-            if stamp != self._stamp or self._sandbox is None or self._unfit(self._sandbox):
+            # What a worker that has ended began may go on in its sandbox.
+            left = worker is not None and worker.channel.ended.done()
+            stale = stamp != self._stamp or (self.options.processes and left)
+            if self._sandbox is None or self._sandbox.ended or stale:
                 await self.end("its code has changed, or what it may send")
                 self._sandbox = await self._started(held)
                 self._stamp = stamp
@@ -117,11 +120,6 @@ class PluginWorkers:
                 worker = self._worker = await self._sandbox.fork(self.id)
             worker.count += 1
             return worker
-
-    def _unfit(self, sandbox: _Sandbox) -> bool:
-        """Whether it has ended, or something of a worker may go on in it that has."""
-        left = self._worker is not None and self._worker.channel.ended.done()
-        return sandbox.ended or (self.options.processes and left)
 
     async def _started(self, held: list[Held]) -> _Sandbox:
         gateway, found = None, Surroundings({}, {}, Placeholders({}))

@@ -182,17 +182,14 @@ async def disconnect(vault: Vault, name: str, *, principal: str = "") -> bool:
     async with refresher_of(vault).alone(info) as info:
         connection = info.connection
         if connection is not None and connection.revocation_endpoint:
-            await _revoke_all(vault, info, connection)
+            secret = await _client_secret(vault, connection.client_secret, action="disconnect")
+            client = Client(id=connection.client_id, auth=connection.client_auth, secret=secret)
+            opening = vault.open(name, action="disconnect", principal=principal)
+            async with opening as opened:
+                values = {part: bytes(opened.view(part)) for part in opened.names}
+            await _revoke(connection.revocation_endpoint, client, Secret(info.kind, values))
         await vault.delete(name, principal=principal)
     return connection is not None and bool(connection.revocation_endpoint)
-
-
-async def _revoke_all(vault: Vault, info: CredentialInfo, connection: Connection) -> None:
-    secret = await _client_secret(vault, connection.client_secret, action="disconnect")
-    client = Client(id=connection.client_id, auth=connection.client_auth, secret=secret)
-    async with vault.open(info.name, action="disconnect", principal=info.principal) as opened:
-        found = Secret(info.kind, {part: bytes(opened.view(part)) for part in opened.names})
-    await _revoke(connection.revocation_endpoint, client, found)
 
 
 async def _revoke(endpoint: str, client: Client, token: Secret) -> None:
