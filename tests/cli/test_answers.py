@@ -7,14 +7,17 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer.main
 from typer.testing import CliRunner
 
-from apex_creds.cli import app, program
+from apex_creds.cli import app, console, program
+from tests.cli.test_help import commands
 from tests.support.commands import PROGRAM
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +53,51 @@ def test_errors_are_json_where_json_was_asked_for(cli, bare):
     assert failed(cli("approve", "abcdef", "--json")) == "NotFoundError"
     assert failed(cli("list", "--jsn", "--json")) == "UsageError"
     assert failed(cli("rotate", "--json")) == "UsageError"
+
+
+EVERY = [
+    path for path in commands(typer.main.get_command(app.tree())) if path and path[-1] != "demo"
+]
+
+
+@pytest.mark.parametrize("path", EVERY, ids=" ".join)
+def test_a_command_line_that_is_not_understood_is_json_of_every_command(bare, path):
+    assert failed(bare(*path, "--nonsense", "--json")) == "UsageError"
+
+
+@pytest.mark.parametrize("state", ["no vault", "no key", "damaged", "locked"])
+def test_why_a_vault_does_not_open_is_json(cli, state):
+    cli("set", "openai", stdin=b"sk-12345678")
+    kind = {
+        "no vault": "VaultNotFoundError",
+        "no key": "MasterKeyNotFoundError",
+        "damaged": "CorruptDocumentError",
+        "locked": "LockedDownError",
+    }[state]
+    if state == "no vault":
+        shutil.rmtree(cli.home)
+    elif state == "no key":
+        cli.key.unlink()
+    elif state == "damaged":
+        store = cli.home / "security/keystore.enc"
+        store.write_bytes(store.read_bytes().replace(b'"generation":', b'"generation":1', 1))
+    else:
+        assert cli("lockdown").code == 0
+    for words in (
+        ("get", "openai", "--reveal", "--force"),
+        ("grant", "weather", "openai"),
+        ("approve", "12345678"),
+    ):
+        assert failed(cli(*words, "--json")) == kind, words
+
+
+def test_an_interruption_is_json(cli, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(console, "read_secret", interrupted)
+    done = cli("set", "openai", "--json")
+    assert (done.code, failed(done)) == (130, "Interrupted")
 
 
 def test_of_what_is_not_there_all_say_the_same(cli):
