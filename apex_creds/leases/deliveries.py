@@ -104,7 +104,15 @@ class Draft:
             RequestNotAllowedError: The request has no such place.
         """
         opened, delivery, name = use.opened, use.record.info.delivery, use.record.info.name
-        self._claim(_place(delivery))
+        place = _place(delivery)
+        for other in self._taken:
+            if all(a == b for a, b in zip(place, other, strict=False)):
+                raise InvalidInputError(
+                    "Two credentials are sent in the same place of a request.",
+                    hint="Use one of them, or have its owner change how it is sent: "
+                    "apex-creds edit NAME --delivery HOW",
+                )
+        self._taken.append(place)
         if delivery.style is DeliveryStyle.BASIC:
             value = _basic(opened, name)
             self.replace(b"authorization", b"Authorization", b"Basic " + value.encode())
@@ -203,16 +211,6 @@ class Draft:
             (canonical_name(name.encode()), name.encode(), value.encode())
             for name, value in signed.headers
         ]
-
-    def _claim(self, place: tuple[str, ...]) -> None:
-        for other in self._taken:
-            if all(a == b for a, b in zip(place, other, strict=False)):
-                raise InvalidInputError(
-                    "Two credentials are sent in the same place of a request.",
-                    hint="Use one of them, or have its owner change how it is sent: "
-                    "apex-creds edit NAME --delivery HOW",
-                )
-        self._taken.append(place)
 
 
 def _place(delivery: Delivery) -> tuple[str, ...]:

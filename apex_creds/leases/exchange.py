@@ -146,7 +146,15 @@ async def _redeemed(
             )
             uses.append(Use(opened, record))
             records.append(record)
-        return _injected(taken, uses, body), records
+        outgoing: Outgoing | BaseException
+        try:
+            outgoing = inject(taken, uses, body=body)
+        except ApexCredsError as error:
+            outgoing = bare(error)
+        except Exception:  # its frames and words may hold the secret
+            words = "The request can't be built with the credential in it."
+            outgoing = InvalidInputError(words)
+        return outgoing, records
     finally:
         for use in uses:
             use.opened.close()
@@ -207,17 +215,6 @@ def seen(request: Request) -> AccessRequest:
     except (httpx.InvalidURL, ApexCredsError):
         return AccessRequest(method)
     return AccessRequest(method, origin, url.raw_path.decode("ascii").partition("?")[0])
-
-
-def _injected(
-    taken: Snapshot, uses: list[Use], body: AsyncUpload | Upload | Whole
-) -> Outgoing | BaseException:
-    try:
-        return inject(taken, uses, body=body)
-    except ApexCredsError as error:
-        return bare(error)
-    except Exception:  # its frames and words may hold the secret
-        return InvalidInputError("The request can't be built with the credential in it.")
 
 
 async def _send(

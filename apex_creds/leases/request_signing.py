@@ -142,7 +142,12 @@ def snapshot(
     if isinstance(whole, bytes) and _HANDLE in whole and _AS_VALUE.search(whole):
         raise _handle_as_text("The body")
     closes = odd and (method in _ODD_BODY or any(each[0] in _FRAMING for each in headers))
-    return Snapshot(method, own, origin, path, headers, stream, _timeout(timeout), closes)
+    phases: dict[str, float | None] = {}
+    for phase in _PHASES:
+        seconds = timeout.get(phase)
+        plain = seconds is None or (type(seconds) is float and 0.0 < seconds < math.inf)
+        phases[phase] = seconds if plain else plain_seconds(seconds, what="time-out")
+    return Snapshot(method, own, origin, path, headers, stream, phases, closes)
 
 
 def check_no_source(taken: Snapshot) -> None:
@@ -331,15 +336,6 @@ def _handle_as_text(where: str) -> RequestNotAllowedError:
         'http_client=httpx.AsyncClient(transport=sdk.httpx.async_transport("NAME")). By hand: '
         "handle.client(), which adds the credential itself.",
     )
-
-
-def _timeout(given: Mapping[str, float | None]) -> dict[str, float | None]:
-    chosen: dict[str, float | None] = {}
-    for phase in _PHASES:
-        seconds = given.get(phase)
-        plain = seconds is None or (type(seconds) is float and 0.0 < seconds < math.inf)
-        chosen[phase] = seconds if plain else plain_seconds(seconds, what="time-out")
-    return chosen
 
 
 def inject(

@@ -154,7 +154,13 @@ class _Ours:
                 else await redeem_login(lease_id, server)
             )
             with login.opened as opened:
-                self._begin(lease_id, close, search_of(lease_id, login.record))
+                search = search_of(lease_id, login.record)
+                self._lease_id, self._at_end = lease_id, [close]
+                if search is not None:
+                    self._at_end.append(search.close)
+                    _SEARCHES[self] = search
+                for each in self._at_end:
+                    find_open(lease_id)[0].close_at_end(each)
                 for part in _login(opened, self._account.user):
                     write(part)
                 answer = connection.read_response()
@@ -162,16 +168,6 @@ class _Ours:
                     await answer
         except ApexCredsError as error:
             raise _refused(error) from None
-
-    def _begin(
-        self, lease_id: str, close: Callable[[], object], search: MessageFilter | None
-    ) -> None:
-        self._lease_id, self._at_end = lease_id, [close]
-        if search is not None:
-            self._at_end.append(search.close)
-            _SEARCHES[self] = search
-        for each in self._at_end:
-            find_open(lease_id)[0].close_at_end(each)
 
     def _end(self) -> None:
         lease_id, self._lease_id = self._lease_id, ""
