@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 from binascii import hexlify, unhexlify
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from typing import Final, final
@@ -44,6 +44,7 @@ __all__ = [
     "leaf_of",
     "leaves_of",
     "link",
+    "link_all",
     "number_of",
     "parse_header",
     "parse_seal",
@@ -59,9 +60,11 @@ _MAX_TEXT: Final = 200
 _VERSION: Final = b'{"v":%d,' % SCHEMA_VERSION
 _START: Final = _VERSION + b'"seq":%d,'
 """What an event's line begins with, for ``%`` and its number."""
-_LEAF: Final = b"\x00" + _START
 _MARK: Final = b',"hash":"'
 _END: Final = b'"}\n'
+_LEAF: Final = b"\x00" + _START + b"%b"
+_LINE: Final = b"%b" + _MARK + b"%b" + _END
+"""An entry and a line, for ``%``: the number and the body; the entry and its hash."""
 _HASH: Final = 64
 _TAIL: Final = len(_MARK) + _HASH + len(_END)
 """Length of a line's end: its hash and what is around it, with the newline."""
@@ -113,9 +116,21 @@ def encode(event: AuditEvent) -> bytes:
 
 def link(seq: int, body: bytes) -> tuple[bytes, bytes]:
     """Returns the line of ``body`` (with newline), and its leaf (32 bytes)."""
-    data = _LEAF % seq + body[1:]
-    leaf = sha256(data).digest()
-    return b"".join((data[1:-1], _MARK, hexlify(leaf), _END)), leaf
+    data, [leaf] = link_all(seq, [body])
+    return data, leaf
+
+
+def link_all(seq: int, bodies: Iterable[bytes]) -> tuple[bytes, list[bytes]]:
+    """Returns the lines of ``bodies`` in one piece, the first as ``seq``, and their leaves."""
+    texts: list[bytes] = []
+    leaves: list[bytes] = []
+    for body in bodies:
+        data = _LEAF % (seq, body[1:])
+        leaf = sha256(data).digest()
+        texts.append(_LINE % (data[1:-1], hexlify(leaf)))
+        leaves.append(leaf)
+        seq += 1
+    return b"".join(texts), leaves
 
 
 def entry_of(line: bytes) -> bytes:

@@ -108,7 +108,7 @@ class AuditLog:
         self._queue: deque[bytes] = deque()
         self._lock = threading.RLock()
         self._wake: SimpleQueue[None] = SimpleQueue()
-        self._busy = self._dirty = self._closing = False
+        self._dirty = self._closing = False
         self._idle = True
         self._stopped = ""
         self._observer = observer
@@ -202,13 +202,14 @@ class AuditLog:
             self._observer.ready()
         # `with`, not acquire(): a KeyboardInterrupt can't leave it locked.
         with self._lock:
-            if self._busy or self._writer.busy:
+            writer = self._writer
+            if writer.busy:
                 raise AuditUnavailableError("The audit log is being written by this thread.")
-            self._busy = True
+            writer.busy = True
             try:
                 return self._flush(body)
             finally:
-                self._busy = False
+                writer.busy = False
 
     def flush(self) -> None:
         """Writes everything queued.
@@ -219,13 +220,14 @@ class AuditLog:
         with self._lock:
             if self._stopped:
                 raise self._refusal()
-            if self._busy or self._writer.busy or not (self._queue or self._writer.notes):
+            writer = self._writer
+            if writer.busy or not (self._queue or writer.notes):
                 return
-            self._busy = True
+            writer.busy = True
             try:
                 self._flush(None)
             finally:
-                self._busy = False
+                writer.busy = False
 
     def sync(self) -> None:
         """Writes everything queued and makes the log durable before it returns.
@@ -368,7 +370,7 @@ class AuditLog:
         healthy = not self._writer.fault
         try:
             with self._lock:  # the file may be gone; a sealed one may be
-                if not self._busy:
+                if not self._writer.busy:
                     self._writer.check_in_place()
             self.sync()
         except Exception as error:  # noqa: BLE001 - the thread holds the promise of durability

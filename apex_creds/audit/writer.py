@@ -25,7 +25,7 @@ from apex_creds.model import Clock
 __all__ = ["Writer"]
 
 # Bound once: it is on the path of every append.
-_link: Final = line.link
+_link_all: Final = line.link_all
 _unlock: Final = log_files.unlock
 
 
@@ -44,7 +44,8 @@ class Writer:
         seq: The number of the last event written or seen.
         end: Length of the segment up to its last line.
         notes: Events that go out before everything else.
-        busy: It is in the middle of something; a destructor that comes in must wait.
+        busy: It, or who calls it, is in the middle of something; a destructor that comes in
+            must wait.
         fault: Why nothing can be written before ``reopen`` and ``recover``; else empty.
     """
 
@@ -69,27 +70,20 @@ class Writer:
             AuditUnavailableError: It could not be; the file is as it was.
             AuditTamperedError: Someone altered, cut or took away the file.
         """
-        seq, texts, leaves = 0, [], []
         try:
             size = self._segment.begin()
             if size != self.end:
                 self._catch_up(size)
             if self.notes:
                 bodies = [*map(line.encode, self.notes), *bodies]
-            seq = self.seq
-            for body in bodies:
-                seq += 1
-                text, leaf = _link(seq, body)
-                texts.append(text)
-                leaves.append(leaf)
-            data = b"".join(texts)
+            data, leaves = _link_all(self.seq + 1, bodies)
             self._segment.append(data, end=self.end)
         except OSError as error:
             raise unavailable("read", error) from None
         finally:
             _unlock(self._segment.fd)
         self._leaves += leaves
-        self.seq = seq
+        self.seq += len(leaves)
         self.end += len(data)
         self.notes.clear()
         return data

@@ -22,12 +22,15 @@ __all__ = [
     "KEY_BYTES",
     "OVERHEAD",
     "PLAIN_AT",
+    "Sealed",
     "open_bytes",
     "open_in_place",
     "open_into",
+    "open_parts",
     "reseal",
     "seal",
     "seal_in_place",
+    "take_apart",
 ]
 
 KEY_BYTES: Final = 32
@@ -41,6 +44,9 @@ PLAIN_AT: Final = NONCE_BYTES + COMMITMENT_BYTES
 """Where in a sealed message the ciphertext begins, which is as long as the plaintext."""
 
 _PERSONAL: Final = b"apex-creds aead1"
+
+Sealed = sodium.Sealed
+take_apart: Final = sodium.take_apart
 
 
 def seal(key: SecretBytes, plaintext: SecretBytes | Buffer, *, aad: bytes) -> bytes:
@@ -84,9 +90,16 @@ def open_into(key: SecretBytes, sealed: Buffer, *, aad: bytes) -> SecretBytes:
         InvalidInputError: The key is not 32 bytes, or ``aad`` is empty.
         SecretWipedError: The key is closed, or was closed meanwhile.
     """
+    return open_parts(key, take_apart(sealed), aad, again=False)
+
+
+def open_parts(
+    key: SecretBytes, sealed: Sealed, aad: bytes, *, again: bool = True
+) -> SecretBytes:
+    """As ``open_into``, for what is taken apart once and opened often."""
     if not aad:
         _require_aad(aad)
-    opened = sodium.open_committed(key, sealed, aad=aad, personal=_PERSONAL)
+    opened = sodium.open_committed(key, sealed, aad=aad, personal=_PERSONAL, again=again)
     if isinstance(opened, bool):
         raise _failure(committed=opened)
     return opened

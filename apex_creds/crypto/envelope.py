@@ -236,11 +236,11 @@ class Message(NamedTuple):
     key_id: bytes
     key_version: int
     aad: bytes
-    body: bytes | bytearray | memoryview
+    sealed: aead.Sealed
 
 
 def take_apart(envelope: Buffer, *, context: Context) -> Message:
-    """What ``decrypt`` and ``decrypt_message`` open: the same each time.
+    """What ``decrypt_message`` opens: the same each time.
 
     Raises:
         CorruptDocumentError: See ``header``, as for UnsupportedFormatError.
@@ -248,24 +248,31 @@ def take_apart(envelope: Buffer, *, context: Context) -> Message:
     """
     key_id, key_version = header(envelope)
     aad = canonical_aad(context, key_id=key_id, key_version=key_version)
-    return Message(key_id, key_version, aad, _body(envelope))
+    return Message(key_id, key_version, aad, aead.take_apart(_body(envelope)))
 
 
 def decrypt(find_key: FindKey, envelope: Buffer, *, context: Context) -> SecretBytes:
-    """Opens an envelope straight into locked memory; raises as the two that it is made of."""
-    return decrypt_message(find_key, take_apart(envelope, context=context))
+    """Opens an envelope straight into locked memory.
+
+    Raises:
+        CorruptDocumentError: See ``header``, as for UnsupportedFormatError.
+        IntegrityError: As ``decrypt_message``.
+    """
+    key_id, key_version = header(envelope)
+    aad = canonical_aad(context, key_id=key_id, key_version=key_version)
+    return aead.open_into(find_key(key_id, key_version), _body(envelope), aad=aad)
 
 
 def decrypt_message(find_key: FindKey, message: Message) -> SecretBytes:
-    """Opens what was taken apart straight into locked memory.
+    """As ``decrypt``, for an envelope that is taken apart once and opened often.
 
     Raises:
         UnknownKeyError: From ``find_key``.
         CommitmentError: It was sealed under another key than the one it names.
         DecryptionError: It was altered, or belongs to another place.
     """
-    key_id, key_version, aad, body = message
-    return aead.open_into(find_key(key_id, key_version), body, aad=aad)
+    key_id, key_version, aad, sealed = message
+    return aead.open_parts(find_key(key_id, key_version), sealed, aad)
 
 
 def decrypt_bytes(find_key: FindKey, envelope: Buffer, *, context: Context) -> bytes:

@@ -130,6 +130,7 @@ _PAGE: Final = mmap.PAGESIZE
 # The last class holds the largest credential (64 KiB) together with its parts header.
 _SIZES: Final = (64, 256, 1024, 4096, 16384, 65536 + 4096)
 _MANY_EXPORTS: Final = 16
+_MANY_SUBKEYS: Final = 16
 
 _epoch = 0  # grows in a forked child: slots made before the fork are dead there
 
@@ -205,6 +206,7 @@ class SecretArena:
         self._carved = 0
         self._large: set[_Slot] = set()
         self._quarantine: list[_Slot] = []
+        self._subkeys: set[_Slot] = set()
 
     @property
     def locked(self) -> bool:
@@ -217,10 +219,13 @@ class SecretArena:
 
     @property
     def open_slots(self) -> int:
-        """How many secrets are open now (exact when no other thread is at work)."""
+        """How many secrets are open now (exact when no other thread is at work).
+
+        What a key keeps beside itself is part of it.
+        """
         with self._lock:
             idle = sum(len(free) for free in self._free) + len(self._quarantine)
-            return self._carved + len(self._large) - idle
+            return self._carved + len(self._large) - len(self._subkeys) - idle
 
     @property
     def quarantined(self) -> int:
@@ -285,10 +290,11 @@ class SecretBytes:
     raises ``SecretWipedError``, any use in a forked child ``VaultSealedError``.
     """
 
-    __slots__ = ("_exports", "_held", "_length", "_on_expose")
+    __slots__ = ("_exports", "_held", "_length", "_on_expose", "_subkeys")
 
     def __init__(self, length: int, *, source: SecretArena | None = None) -> None:
         self._on_expose: Callable[[], None] | None = None
+        self._subkeys: dict[bytes, _Slot] | None = None
         if length < 0:
             raise InvalidInputError("A secret can't have a negative length.")
         self._length = length
@@ -425,6 +431,37 @@ class SecretBytes:
         unread = not self._exports or _release(self._exports)
         _memzero(slot.pointer, self._length)
         slot.arena._give(slot, unread=unread)
+        if self._subkeys is not None:
+            self._wipe_subkeys(self._subkeys)
+
+    def _keep_subkey(self, of: bytes, pair: _Slot) -> None:
+        """Keeps a copy of what was derived from this key for one use, until it is wiped.
+
+        It has room for few.
+        """
+        arena = pair.arena
+        with arena._lock:
+            kept = self._subkeys
+            if kept is None:
+                kept = self._subkeys = {}
+            if len(kept) >= _MANY_SUBKEYS or of in kept:
+                return
+            slot = arena._take(64)
+            _memmove(slot.pointer, pair.pointer, 64)
+            kept[of] = slot
+            arena._subkeys.add(slot)
+        if not self._held:  # closed meanwhile, perhaps without having seen this one
+            self._wipe_subkeys(kept)
+
+    def _wipe_subkeys(self, kept: dict[bytes, _Slot]) -> None:
+        while kept:
+            try:
+                _, slot = kept.popitem()
+            except KeyError:  # another thread took the last one
+                return
+            _memzero(slot.pointer, slot.size)
+            slot.arena._subkeys.discard(slot)
+            slot.arena._give(slot)
 
     @property
     def closed(self) -> bool:

@@ -1,15 +1,15 @@
 """The libsodium calls that work on ``SecretBytes``, each with its lengths checked.
 
 Guarantees: keys and secret plaintexts are read and written where they lie, in locked
-memory; derived keys are wiped before a function returns; what was computed with a key
-that another thread closed meanwhile is thrown away. The protocols on top of these are
-in ``aead``, ``kdf`` and ``public_key``.
+memory; derived keys are wiped before a function returns, or with the key that keeps them;
+what was computed with a key that another thread closed meanwhile is thrown away. The
+protocols on top of these are in ``aead``, ``kdf`` and ``public_key``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from apex_creds.crypto import memory
 from apex_creds.crypto.memory import Buffer, SecretBytes
@@ -92,10 +92,36 @@ def _seal(
         _give_back(pair)
 
 
+class Sealed(NamedTuple):
+    """What ``seal_committed`` made, taken apart.
+
+    Attributes:
+        length: Of the plaintext; below zero where it is too short to have one.
+    """
+
+    nonce: bytes
+    commitment: bytes
+    body: Any
+    length: int
+
+
+def take_apart(sealed: Buffer) -> Sealed:
+    """The parts of a sealed message, which is not to be changed any more."""
+    nonce, commitment = bytes(sealed[:24]), bytes(sealed[24:56])
+    return Sealed(nonce, commitment, _cut(sealed, 56), _size(sealed) - 56 - _TAG)
+
+
 def open_committed(
-    key: SecretBytes, sealed: Buffer, *, aad: bytes, personal: bytes
+    key: SecretBytes, sealed: Sealed, *, aad: bytes, personal: bytes, again: bool = False
 ) -> SecretBytes | bool:
     """Opens what ``seal_committed`` made into a new slot.
+
+    Args:
+        key: 32 bytes.
+        sealed: The message.
+        aad: What it is bound to.
+        personal: 16 bytes.
+        again: Whether it is opened often: the key keeps its subkey.
 
     Returns:
         The plaintext; or False if the commitment is wrong, True if only the tag is, or
@@ -105,26 +131,28 @@ def open_committed(
         InvalidInputError: The key is not 32 bytes.
         SecretWipedError: The key was closed, perhaps meanwhile.
     """
-    if type(sealed) is bytes and len(sealed) < _COPY_BELOW:
-        size, nonce, commitment = len(sealed) - 56, sealed[:24], sealed[24:56]
-        source = sealed[56:]
-    else:
-        size, nonce, commitment = _size(sealed) - 56, bytes(sealed[:24]), bytes(sealed[24:56])
-        source = _cut(sealed, 56)
-    if size < _TAG:
+    nonce, commitment, body, length = sealed
+    if length < 0:
         return True
-    pair = _subkey(key, nonce, personal)
+    known = key._subkeys
+    kept = None if known is None else known.get(nonce)
+    pair = kept or _subkey(key, nonce, personal)
+    opened: SecretBytes | bool = False
     try:
-        if _memcmp(pair.tail, commitment, 32):
-            return False
-        out = SecretBytes(size - _TAG)
-        failed = _decrypt(
-            out._held[0].pointer, _NULL, _NULL, source, size,
-            aad, len(aad), nonce, pair.pointer,
-        )  # fmt: skip
+        if not _memcmp(pair.tail, commitment, 32):
+            out = SecretBytes(length)
+            failed = _decrypt(
+                out._held[0].pointer, _NULL, _NULL, body, length + _TAG,
+                aad, len(aad), nonce, pair.pointer,
+            )  # fmt: skip
+            opened = True if failed else out
+            if again and not (kept or failed):
+                key._keep_subkey(nonce, pair)
     finally:
-        _give_back(pair)
-    return True if failed else out
+        if kept is None:
+            _give_back(pair)
+    key._pointer()  # or another thread may have wiped what it kept
+    return opened
 
 
 def open_committed_bytes(

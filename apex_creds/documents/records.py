@@ -36,6 +36,8 @@ from apex_creds.model import SECTIONS, CredentialInfo, Secret, Sensitivity
 from apex_creds.storage.base import Data, Token
 
 FindKey = Callable[[bytes, int], SecretBytes]
+Layout = Mapping[str, tuple[int, int]]
+"""Where the parts of a secret lie: offset and length, by name."""
 _REMEMBERED: Final = (1024, 4096)
 """Messages at once, and bytes of the longest envelope among them."""
 
@@ -43,10 +45,24 @@ _REMEMBERED: Final = (1024, 4096)
 class Messages(BoundedCache[int, tuple["Record", Message]]):
     """Records of one vault that were taken apart, by identity; ciphertext only."""
 
-    __slots__ = ()
+    __slots__ = ("_layouts",)
 
     def __init__(self) -> None:
         super().__init__(_REMEMBERED[0])
+        self._layouts: BoundedCache[bytes, Layout] = BoundedCache(_REMEMBERED[0])
+
+    def layout(self, record: Record, whole: SecretBytes) -> Layout:
+        """Where the parts of a record lie that was opened; in one ciphertext, always there.
+
+        Raises:
+            CorruptDocumentError: It is not in the canonical form.
+        """
+        found = self._layouts.get(record.sealed)
+        if found is None:
+            found = layout_of(whole)
+            if len(record.sealed) <= _REMEMBERED[1]:
+                self._layouts.remember(record.sealed, found)
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,9 +148,11 @@ def open_record(
     found = None if known is None else known.get(id(record))
     if found is not None and found[0] is record:
         return envelope.decrypt_message(find_key, found[1])
-    message = envelope.take_apart(record.sealed, context=_context(record.info, vault_id))
-    if known is not None and len(record.sealed) <= _REMEMBERED[1]:
-        known.remember(id(record), (record, message))
+    context = _context(record.info, vault_id)
+    if known is None or len(record.sealed) > _REMEMBERED[1]:
+        return envelope.decrypt(find_key, record.sealed, context=context)
+    message = envelope.take_apart(record.sealed, context=context)
+    known.remember(id(record), (record, message))
     return envelope.decrypt_message(find_key, message)
 
 
@@ -412,8 +430,7 @@ def _length(before: bytes) -> int:
 MAX_PARTS: Final = 255
 _PART_NAME: Final = re.compile(rb"[a-z0-9_]{1,64}")
 _PART_SIZE: Final = struct.Struct(">I")
-# On the way of every redeem: the commonest credential has a short cut, and the usual names
-# need no check.
+# The commonest credential has a short cut, and the usual names need no check.
 _SINGLE: Final = b"\x01\x05value"
 _SINGLE_START: Final = len(_SINGLE) + _PART_SIZE.size
 _USUAL: Final = {n.encode(): n for n in ("value", "access", "refresh", "user", "password")}
@@ -444,7 +461,7 @@ def encode_parts(parts: Mapping[str, bytes]) -> SecretBytes:
     return secret
 
 
-def layout_of(whole: SecretBytes) -> dict[str, tuple[int, int]]:
+def layout_of(whole: SecretBytes) -> Layout:
     """As ``parts_layout``, for what lies in locked memory."""
     size = whole._length - _SINGLE_START
     if size >= 0 and whole.begins_with(_SINGLE + _PART_SIZE.pack(size)):
@@ -452,7 +469,7 @@ def layout_of(whole: SecretBytes) -> dict[str, tuple[int, int]]:
     return parts_layout(whole._export(readonly=True))
 
 
-def parts_layout(view: memoryview) -> dict[str, tuple[int, int]]:
+def parts_layout(view: memoryview) -> Layout:
     """Returns where each part lies: name to (offset, length).
 
     Raises:

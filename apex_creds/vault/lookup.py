@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from apex_creds.concurrency import BoundedCache, until_committed
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.documents.keystore import Keystore
-from apex_creds.documents.records import Record, layout_of
+from apex_creds.documents.records import Layout, Record, layout_of
 from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import InvalidInputError
 from apex_creds.model import (
@@ -125,13 +125,21 @@ class Facts(NamedTuple):
 
 
 class Opened(Closes):
-    """A credential's parts in locked memory, wiped by ``close``."""
+    """A credential's parts in locked memory, wiped by ``close``.
+
+    Args:
+        whole: All of them.
+        kind: Says which is the main one.
+        layout: Where they lie, if that is known.
+    """
 
     __slots__ = ("_layout", "_whole", "kind")
 
-    def __init__(self, whole: SecretBytes, kind: CredentialKind) -> None:
+    def __init__(
+        self, whole: SecretBytes, kind: CredentialKind, layout: Layout | None = None
+    ) -> None:
         self._whole = whole
-        self._layout = layout_of(whole)
+        self._layout = layout_of(whole) if layout is None else layout
         self.kind = kind
 
     @property

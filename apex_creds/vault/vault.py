@@ -840,7 +840,7 @@ class Vault:
             try:
                 find, known = keystore.dek, self._messages
                 whole = open_record(record, vault_id=self._id_bytes, find_key=find, known=known)
-                return Opened(whole, record.info.kind)
+                return Opened(whole, record.info.kind, known.layout(record, whole))
             except (UnknownKeyError, SecretWipedError) as error:
                 key = record.info.key
                 facts = self.facts_now(key) or BACKGROUND.call(partial(self.facts, key))

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nacl import bindings
 
-from apex_creds.crypto import aead, sodium
+from apex_creds.crypto import aead, memory, sodium
 from apex_creds.crypto.memory import SecretBytes
 from apex_creds.errors import (
     CommitmentError,
@@ -174,6 +174,87 @@ def test_a_key_closed_by_another_thread_never_seals_under_a_wiped_key() -> None:
                 thread.join()
             for sealed in made[-3:]:
                 aead.open_into(keep, sealed, aad=AAD).close()
+    finally:
+        sys.setswitchinterval(before)
+
+
+# -- opened often --------------------------------------------------------------------------
+
+
+def test_what_is_opened_often_is_opened_no_less_strictly(key: SecretBytes) -> None:
+    sealed = aead.seal(key, b"attack at dawn", aad=AAD)
+    message = aead.take_apart(sealed)
+    end, other = sealed[-1] ^ 1, aead.seal(key, b"another", aad=AAD)
+    altered = aead.take_apart(sealed[:-1] + bytes([end]))
+    uncommitted = aead.take_apart(sealed[:24] + other[24:56] + sealed[56:])
+    for _ in range(3):
+        with aead.open_parts(key, message, AAD) as opened:
+            assert opened.expose_bytes() == b"attack at dawn"
+        with pytest.raises(CommitmentError):
+            aead.open_parts(key, uncommitted, AAD)
+        for wrong, place in ((altered, AAD), (message, b"elsewhere")):
+            with pytest.raises(DecryptionError):
+                aead.open_parts(key, wrong, place)
+
+
+def test_a_key_keeps_few_subkeys_and_they_are_wiped_with_it(key: SecretBytes) -> None:
+    before = open_slots()
+    message = aead.take_apart(aead.seal(key, b"x", aad=AAD))
+    with pytest.raises(DecryptionError):
+        aead.open_parts(key, message, b"elsewhere")
+    assert open_slots() == before
+    for _ in range(3):
+        aead.open_parts(key, message, AAD).close()
+        assert open_slots() == before
+        assert len(key._subkeys) == 1
+    lying = [memory.ffi.buffer(slot.pointer, 64) for slot in key._subkeys.values()]
+    assert any(bytes(lying[0]))
+    for number in range(40):
+        aead.open_into(key, aead.seal(key, b"once", aad=AAD), aad=AAD).close()
+        often = aead.take_apart(aead.seal(key, b"%d" % number, aad=AAD))
+        for _ in range(2):
+            assert aead.open_parts(key, often, AAD).expose_bytes() == b"%d" % number
+    assert open_slots() == before
+    assert len(key._subkeys) == 16
+    key.close()
+    assert open_slots() == before - 1
+    assert not any(bytes(lying[0]))
+    assert not key._subkeys
+    with pytest.raises(SecretWipedError):
+        aead.open_parts(key, message, AAD)
+
+
+def test_a_key_closed_by_another_thread_opens_rightly_or_not_at_all() -> None:
+    before, keep = sys.getswitchinterval(), SecretBytes.from_bytes(KEY)
+    message = aead.take_apart(aead.seal(keep, b"x" * 4000, aad=AAD))
+    slots = open_slots()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(60):
+            key, started, wrong = SecretBytes.from_bytes(KEY), threading.Event(), []
+
+            def open_until_wiped(key=key, started=started, wrong=wrong) -> None:
+                try:
+                    while not wrong:
+                        with aead.open_parts(key, message, AAD) as opened:
+                            if not opened.equals(b"x" * 4000):
+                                wrong.append("other bytes")
+                        started.set()
+                except SecretWipedError:
+                    started.set()
+                except Exception as error:
+                    wrong.append(repr(error))
+
+            threads = [threading.Thread(target=open_until_wiped) for _ in range(2)]
+            for thread in threads:
+                thread.start()
+            started.wait()
+            key.close()
+            with SecretBytes.from_bytes(bytes(64)):  # takes the slot of its subkey
+                for thread in threads:
+                    thread.join()
+            assert wrong == []
+            assert open_slots() == slots
     finally:
         sys.setswitchinterval(before)
 

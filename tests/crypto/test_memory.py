@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apex_creds.crypto import memory
+from apex_creds.crypto import aead, memory
 from apex_creds.crypto.memory import SecretArena, SecretBytes, arena, harden_process
 from apex_creds.errors import (
     AuditUnavailableError,
@@ -386,6 +386,25 @@ def test_a_forked_child_reads_zeros_and_every_use_is_refused(size: int) -> None:
 
     assert _in_child(check)
     assert secret.expose_bytes()[:18] == CANARY
+
+
+@needs_fork
+def test_a_forked_child_opens_nothing_under_a_subkey_of_its_parent() -> None:
+    key = SecretBytes.random(32)
+    message = aead.take_apart(aead.seal(key, CANARY, aad=b"place"))
+    aead.open_parts(key, message, b"place").close()
+
+    def check() -> bool:
+        try:
+            aead.open_parts(key, message, b"place")
+        except VaultSealedError:
+            key.close()
+            return arena().open_slots == 0
+        return False
+
+    assert _in_child(check)
+    with aead.open_parts(key, message, b"place") as opened:
+        assert opened.expose_bytes() == CANARY
 
 
 @needs_fork
