@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 import msgspec
 
 from apex_creds.audit.line import Actor
-from apex_creds.auth.step_up import RESPONDER
 from apex_creds.documents.records import Record
 from apex_creds.errors import (
     HandleExhaustedError,
@@ -32,7 +31,7 @@ from apex_creds.plain import plain_text
 from apex_creds.policy.decide import Permission
 from apex_creds.policy.grants import Grant, GrantDecision, Grants
 from apex_creds.policy.manifest import Manifest, Need
-from apex_creds.policy.rules import NO_POLICY, Policy
+from apex_creds.policy.rules import Policy
 
 if TYPE_CHECKING:
     from apex_creds.auth.step_up import Responder
@@ -104,63 +103,37 @@ def effective_grant(
     return authorization.grant, authorization.factor
 
 
-class Invocation:
-    """One call of one plugin, in progress.
+class Invocation(msgspec.Struct, eq=False, kw_only=True, weakref=True):
+    """One call of one plugin, in progress. A struct, as each call makes one.
 
-    Args:
+    Attributes:
+        id: 32 hexadecimal digits.
         manifest: The plugin's.
         action: What it does.
         actor: Begins the audit events of this plugin and action.
         refuse: Refuses a credential to an invocation; of the broker whose leases it has.
-        principal: Who it is called for; empty: nobody.
-
-    Attributes:
-        id: 32 hexadecimal digits.
         parent: The one that it was called from within.
+        principal: Who it is called for; empty: nobody.
         redeemed: Sealed records redeemed in it, by credential name and version.
         responder: The client that the runtime named when it began; None: nobody, or it was
             called from within another, whose client counts.
         ended: Whether it is over; then nothing is released to what still runs in it.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "action",
-        "actor",
-        "credentials",
-        "ended",
-        "id",
-        "leases",
-        "manifest",
-        "parent",
-        "principal",
-        "redeemed",
-        "refuse",
-        "responder",
-    )
+    id: str
+    manifest: Manifest
+    action: str
+    actor: Actor
+    refuse: Callable[[Invocation, str], NoReturn]
+    parent: Invocation | None
+    principal: str
+    responder: Responder | None
+    leases: set[Lease] = msgspec.field(default_factory=set)
+    redeemed: dict[Key, Record] = msgspec.field(default_factory=dict)
+    credentials: Mapping[str, object] | None = None
+    ended: bool = False
 
-    def __init__(
-        self,
-        manifest: Manifest,
-        action: str,
-        *,
-        actor: Actor,
-        refuse: Callable[[Invocation, str], NoReturn],
-        principal: str = "",
-    ) -> None:
-        parent = current_invocation()
-        self.id = new_id()
-        self.manifest = manifest
-        self.action = action
-        self.actor = actor
-        self.parent = parent
-        self.principal = principal
-        self.refuse = refuse
-        self.leases: set[Lease] = set()
-        self.redeemed: dict[Key, Record] = {}
-        self.credentials: Mapping[str, object] | None = None
-        self.responder: Responder | None = RESPONDER.get() if parent is None else None
-        self.ended = False
+    __repr__ = object.__repr__  # one that showed all of it would never come to an end
 
     def shown(self, text: str) -> str:
         """``text`` that the plugin chose, as it may be logged and shown."""
@@ -210,14 +183,12 @@ def is_for_another(principal: str) -> bool:
     return invocation.principal != principal
 
 
-class Lease:
-    """The state behind a handle: one time-bounded use of a grant.
-
-    Args:
-        timer: Ends it at its deadline, once something is open under it.
-        on_end: Called once, before what is open under it is closed.
+class Lease(msgspec.Struct, eq=False, kw_only=True):
+    """The state behind a handle: one time-bounded use of a grant. A struct, as ``Invocation``.
 
     Attributes:
+        timer: Ends it at its deadline, once something is open under it.
+        on_end: Called once, before what is open under it is closed.
         key: The credential's, ``model.key_of``.
         expires: On the monotonic clock, seconds; ``until`` is the same on the wall clock as it
             was when the lease began.
@@ -226,85 +197,44 @@ class Lease:
         grants: The grants under which ``permission`` was decided; ``policy`` likewise.
         authorization: What that rests on besides; None: nothing.
         closers: Close what is open under it.
+        watched: Whether the timer has it.
+        ending: Taken by the one thread that ends it.
     """
 
-    __slots__ = (
-        "_live",
-        "_on_end",
-        "_timer",
-        "_watched",
-        "authorization",
-        "children",
-        "closers",
-        "ended",
-        "expires",
-        "grants",
-        "id",
-        "invocation",
-        "key",
-        "need",
-        "parent",
-        "permission",
-        "policy",
-        "record_id",
-        "scopes",
-        "until",
-        "uses_left",
-    )
+    timer: ExpiryTimer
+    on_end: Callable[[Lease], object]
+    invocation: Invocation
+    need: Need
+    key: str
+    record_id: str
+    permission: Permission
+    grants: Grants
+    scopes: tuple[str, ...]
+    expires: float
+    until: float
+    policy: Policy
+    authorization: Authorization | None
+    uses_left: int | None = None
+    parent: Lease | None = None
+    id: str = msgspec.field(default_factory=new_id)
+    ended: type[LeaseEndedError] | None = None
+    children: set[Lease] = msgspec.field(default_factory=set)
+    closers: dict[Callable[[], object], None] = msgspec.field(default_factory=dict)
+    watched: bool = False
+    ending: threading.Lock = msgspec.field(default_factory=threading.Lock)
 
-    def __init__(
-        self,
-        *,
-        timer: ExpiryTimer,
-        on_end: Callable[[Lease], object],
-        invocation: Invocation,
-        need: Need,
-        key: str,
-        record_id: str,
-        permission: Permission,
-        grants: Grants,
-        scopes: tuple[str, ...],
-        expires: float,
-        until: float,
-        uses_left: int | None = None,
-        parent: Lease | None = None,
-        policy: Policy = NO_POLICY,
-        authorization: Authorization | None = None,
-    ) -> None:
-        self.id = new_id()
-        self._timer = timer
-        self._on_end = on_end
-        self.invocation = invocation
-        self.need = need
-        self.key = key
-        self.record_id = record_id
-        self.permission = permission
-        self.grants = grants
-        self.policy = policy
-        self.authorization = authorization
-        self.scopes = scopes
-        self.expires = expires
-        self.until = until
-        self.uses_left = uses_left
-        self.parent = parent
-        self.ended: type[LeaseEndedError] | None = None
-        self.children: set[Lease] = set()
-        self.closers: dict[Callable[[], object], None] = {}
-        self._watched = False
-        self._live = [True]  # a list's pop() is atomic: of several threads, one ends it
+    __repr__ = object.__repr__
 
     def end(self, why: type[LeaseEndedError] = HandleRevokedError) -> None:
         """Ends the lease and what is open under it; idempotent, from any thread."""
         ending = [self]
         while ending:  # a plugin decides how deep they are attenuated
             lease = ending.pop()
-            try:
-                lease._live.pop()
-            except IndexError:
+            if not lease.ending.acquire(blocking=False):
                 continue
             lease.ended = why
-            lease._on_end(lease)
-            if lease._watched:
+            lease.on_end(lease)
+            if lease.watched:
                 lease._close_all()
             while lease.children:
                 try:
@@ -317,7 +247,7 @@ class Lease:
 
     def _close_all(self) -> None:
         """Closes what is open under it."""
-        self._timer.forget(self)
+        self.timer.forget(self)
         while self.closers:
             try:
                 close, _ = self.closers.popitem()
@@ -336,9 +266,9 @@ class Lease:
         # Read after it was added: an end in another thread closes it, or is seen here.
         if self.ended is not None:
             close()
-        elif not self._watched:
-            self._watched = True
-            self._timer.watch(self)
+        elif not self.watched:
+            self.watched = True
+            self.timer.watch(self)
 
     def check_alive(self, now: float) -> None:
         """Checks this lease and those it came from.

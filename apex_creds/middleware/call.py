@@ -17,6 +17,8 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Final, Self, final
 
+import msgspec
+
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.auth.step_up import RESPONDER
 from apex_creds.crypto.memory import SecretBytes
@@ -28,7 +30,15 @@ from apex_creds.errors import (
 )
 from apex_creds.leases.broker import LeaseBroker
 from apex_creds.leases.handle import CredentialHandle, CredentialMap
-from apex_creds.leases.lease import Authorization, Invocation, end_each, enter, leave
+from apex_creds.leases.lease import (
+    Authorization,
+    Invocation,
+    current_invocation,
+    end_each,
+    enter,
+    leave,
+)
+from apex_creds.model import new_id
 from apex_creds.policy.manifest import Manifest
 from apex_creds.redaction.redactor import (
     Key,
@@ -64,57 +74,57 @@ class OnOpaque(StrEnum):
 
 
 @final
-class WrappedCall(Invocation):
+class WrappedCall(Invocation, eq=False, kw_only=True):
     """A call of a plugin from its leases to their end.
 
-    Args:
+    Attributes:
         broker: Issues its leases.
-        manifest: The plugin's.
-        action: What it does.
         on_leak: What becomes of a leak.
         on_opaque: What becomes of output that can't be searched.
-        principal: Who it is called for; empty: nobody.
-
-    Attributes:
+        started: When, on the monotonic clock.
         step: Its span and metrics; None while telemetry is off.
         leaks: The credentials whose secret was found in its output, and where.
     """
 
-    __slots__ = (
-        "_broker",
-        "_finished",
-        "_on_leak",
-        "_on_opaque",
-        "_opaque",
-        "_redactor",
-        "_started",
-        "leaks",
-        "step",
-    )
+    broker: LeaseBroker
+    on_leak: OnLeak
+    on_opaque: OnOpaque
+    started: float
+    step: InvokeStep | None
+    leaks: set[tuple[str, str]] = msgspec.field(default_factory=set)
+    _opaque: set[type] = msgspec.field(default_factory=set)
+    _finished: bool = False
+    _redactor: Redactor | None = None
 
-    def __init__(
-        self,
+    @classmethod
+    def begin(
+        cls,
         broker: LeaseBroker,
         manifest: Manifest,
         action: str,
+        principal: str,
         *,
         on_leak: OnLeak,
         on_opaque: OnOpaque,
-        principal: str = "",
-    ) -> None:
-        actor = broker.actor(manifest, action, principal)
-        super().__init__(
-            manifest, action, actor=actor, refuse=broker.refuse, principal=principal
+        step: InvokeStep | None,
+    ) -> WrappedCall:
+        """A call that begins here and now; ``principal``: who it is for, empty: nobody."""
+        parent = current_invocation()
+        return cls(
+            id=new_id(),
+            manifest=manifest,
+            action=action,
+            actor=broker.actor(manifest, action, principal),
+            refuse=broker.refuse,
+            parent=parent,
+            principal=principal,
+            responder=RESPONDER.get() if parent is None else None,
+            broker=broker,
+            on_leak=on_leak,
+            on_opaque=on_opaque,
+            started=broker.clock.monotonic(),
+            step=step,
         )
-        self._broker = broker
-        self._on_leak = on_leak
-        self._on_opaque = on_opaque
-        self._opaque: set[type] = set()
-        self._finished = False
-        self._redactor: Redactor | None = None
-        self._started = broker.clock.monotonic()
-        self.leaks: set[tuple[str, str]] = set()
-        self.step: InvokeStep | None = None
 
     def make_leases(
         self,
@@ -133,7 +143,7 @@ class WrappedCall(Invocation):
             for need, state in zip(self.manifest.needs, states, strict=True):
                 name = need.name
                 try:
-                    lease = self._broker.issue(
+                    lease = self.broker.issue(
                         self, need, state, ttl=ttl, authorization=authorizations.get(name)
                     )
                     handles[name] = CredentialHandle(lease)
@@ -152,7 +162,7 @@ class WrappedCall(Invocation):
         """Searches its output; made when there is first something to search for."""
         if self._redactor is None:
             made = Redactor(
-                _Redeemed(self, self._broker),
+                _Redeemed(self, self.broker),
                 on_found=self.report_leak,
                 on_opaque=self._unsearched,
             )
@@ -183,7 +193,7 @@ class WrappedCall(Invocation):
         Raises:
             SecretLeakError: There was one.
         """
-        if self._leaked_itself and self._on_leak is OnLeak.ERROR:
+        if self._leaked_itself and self.on_leak is OnLeak.ERROR:
             raise SecretLeakError(
                 "The plugin let a secret out; its output is withheld.",
                 hint="See the leak in the audit log.",
@@ -199,7 +209,7 @@ class WrappedCall(Invocation):
             # What can't be searched, or whose leak can't be logged, is withheld.
             cleaned = withheld(error, class_of(failed))
         stops = not isinstance(error, Exception)
-        tolerated = not self._leaked_itself or self._on_leak is OnLeak.REDACT
+        tolerated = not self._leaked_itself or self.on_leak is OnLeak.REDACT
         if stops or tolerated or isinstance(error, SecretLeakError):
             return cleaned
         return SecretLeakError(
@@ -216,7 +226,7 @@ class WrappedCall(Invocation):
         if (name, where) in self.leaks:
             return
         report_leak(
-            self._broker,
+            self.broker,
             name,
             where,
             plugin=self.manifest.plugin,
@@ -235,9 +245,9 @@ class WrappedCall(Invocation):
         """
         if opaque not in self._opaque:
             name = self.shown(f"{opaque.__module__}.{opaque.__qualname__}")[:_LONGEST_OUTCOME]
-            outcome = "passed" if self._on_opaque is OnOpaque.PASS else "withheld"
+            outcome = "passed" if self.on_opaque is OnOpaque.PASS else "withheld"
             event = AuditEvent(
-                time=self._broker.clock.time(),
+                time=self.broker.clock.time(),
                 kind=EventKind.UNSEARCHED,
                 plugin=self.manifest.plugin,
                 plugin_version=self.manifest.version,
@@ -246,9 +256,9 @@ class WrappedCall(Invocation):
                 outcome=outcome,
                 detail=name,
             )
-            self._broker.log(event, flush=True)
+            self.broker.log(event, flush=True)
             self._opaque.add(opaque)
-        if self._on_opaque is OnOpaque.WITHHOLD:
+        if self.on_opaque is OnOpaque.WITHHOLD:
             raise OutputWithheldError(
                 "The plugin's output has an object in it that can't be searched for secrets.",
                 hint="Return text, numbers, containers or models of them; the audit log "
@@ -281,7 +291,7 @@ class WrappedCall(Invocation):
             self.step.finish(outcome)
         if self._redactor is not None:
             self._redactor.close()
-        self._broker.log_end(self, outcome, self._started)
+        self.broker.log_end(self, outcome, self.started)
 
 
 def outcome_of(outcome: str, call: WrappedCall) -> str:

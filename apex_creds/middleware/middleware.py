@@ -634,15 +634,15 @@ class CredentialMiddleware:
         principal: str = "",
         function: Callable[..., object] | None = None,
     ) -> WrappedCall:
-        call = WrappedCall(
+        call = WrappedCall.begin(
             self._broker,
             manifest,
             action,
+            principal,
             on_leak=self._on_leak,
             on_opaque=self._on_opaque,
-            principal=principal,
+            step=step,
         )
-        call.step = step
         call.make_leases(states, ttl=self._ttl, authorizations=asked or NO_AUTHORIZATIONS)
         if self._runner is None and self._broker.authorizer.policy.isolated is not None:
             try:  # with policy as it was read for these leases
