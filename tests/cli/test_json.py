@@ -23,7 +23,7 @@ import typer.main
 from apex_creds import CredentialMiddleware, Vault
 from apex_creds.cli.app import tree
 from apex_creds.policy.manifest import parse_manifest
-from apex_creds.rotators import registry
+from apex_creds.rotators import configuration
 from apex_creds.rotators.protocol import Mode
 from apex_creds.rotators.rotation import Rotations
 from tests.cli.conftest import Program
@@ -202,7 +202,7 @@ def replaced(world: World) -> None:
         return FakeRotator(provider, Mode.DUAL)
 
     patch = world.cli.monkeypatch.setattr
-    patch(registry, "rotator_from_uri", find)
+    patch(configuration, "rotator_from_uri", find)
     patch("apex_creds.rotators.rotation.rotator_from_uri", find)
     patch(Rotations.__init__, "__kwdefaults__", {"find": find})
     options = ("--origin", ORIGIN, "--rotator", URI, "--rotate-every", "30d")
