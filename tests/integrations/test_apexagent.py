@@ -576,6 +576,25 @@ class TestInstalling:
             with pytest.raises(InvalidInputError):
                 install(thing, world.middleware)
 
+    async def test_a_synchronous_action_may_say_that_it_is_exhausted(
+        self, world: World
+    ) -> None:
+        """It runs in no coroutine of the hook's, out of which that would be another error."""
+
+        class Exhausted:
+            def __init__(self, plugin_id):
+                self.plugin_id = plugin_id
+
+            def take(self):
+                raise StopIteration("no more")
+
+        manager = builds.SyncManager()
+        for plugin, needs in (("demo", ("openai",)), ("quiet", ())):
+            manager.register(builds.metadata(plugin, *needs, keyed=True), Exhausted)
+            ended = pytest.raises(StopIteration, match="no more")
+            with install(manager, world.middleware), ended:
+                manager.execute_action(plugin, "take")
+
     async def test_under_another_wrapper_the_hook_becomes_a_call_through(
         self, world: World
     ) -> None:
