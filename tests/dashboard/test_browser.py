@@ -262,7 +262,7 @@ _BROKEN = r"""() => {
 _ONE_LINE = """() => {
   const box = (node) => node.getBoundingClientRect();
   const [brand, pills] = ['.brand', '.status'].map((s) => box(document.querySelector(s)));
-  const tiles = [...document.querySelectorAll('#tiles li')].map((node) => box(node).top);
+  const tiles = [...document.querySelectorAll('#tiles strong')].map((node) => box(node).top);
   return pills.top < brand.bottom && new Set(tiles).size === 1;
 }"""
 
@@ -414,6 +414,18 @@ async def test_earlier_events_come_and_stay_and_a_search_is_of_the_whole_log(
                     await expect(rows).not_to_have_count(before)
                 await expect(rows.last).to_contain_text("vault made")
                 await expect(page.locator("#audit-list .none")).to_have_count(0)
+                # What is read in a line finds it, here and on the server.
+                ended = AuditEvent(
+                    now, EventKind.INVOCATION, plugin="org.busy", action="pay", principal="ann"
+                )
+                audit.append(ended)
+                audit.flush()
+                await page.locator("#filter-text").fill("pay FOR ann")
+                await expect(rows).to_have_count(1)
+                await expect(rows).to_contain_text("org.busy pay for ann")
+                await more.click()
+                await expect(more).to_be_hidden()
+                await expect(rows).to_have_count(1)
                 await seen.innocent()
 
 

@@ -25,7 +25,8 @@ function row(event) {
   const who = event.fault !== undefined ? [] : [
     event.plugin ? word(event.plugin, "strong") : h("span", { class: "muted" }, "operator"),
     event.action ? h("span", { class: "muted" }, " ", word(event.action)) : "",
-    event.credential ? h("span", {}, " ", word(event.credential, "mono"), event.principal ? h("span", {}, " for ", word(event.principal)) : "") : ""];
+    event.credential ? h("span", {}, " ", word(event.credential, "mono")) : "",
+    event.principal ? h("span", {}, " for ", word(event.principal)) : ""];
   const link = event.invocation ? h("button", { type: "button", class: "link", data: { stop: event.seq }, onclick: () => openStory(event.invocation), "aria-label": `Story of the invocation of event ${event.seq}` }, "story") : "";
   return h("li", { data: { seq: event.seq, tone: event.tone } },
     h("span", { class: "seq mono muted" }, String(event.seq)),

@@ -55,6 +55,7 @@ function summary(events, invocation, whole) {
   const rows = [
     h("dt", {}, "plugin"), h("dd", {}, word(first.plugin, "strong"), " ", word(first.plugin_version ?? "", "muted")),
     h("dt", {}, "action"), h("dd", {}, word(first.action || "-")),
+    first.principal ? [h("dt", {}, "for"), h("dd", {}, word(first.principal))] : [],
     h("dt", {}, "began"), h("dd", {}, h("time", { datetime: utc(first.time) }, moment(first.time))),
     h("dt", {}, "ended"), h("dd", {}, end ? `${end.outcome} after ${micro(end.duration_us ?? 0)}` : "not yet, as far as the log tells"),
     end?.parent ? [h("dt", {}, "called by"), h("dd", {}, h("button", { type: "button", class: "link", onclick: () => openStory(end.parent) }, "another invocation"))] : [],
