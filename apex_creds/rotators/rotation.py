@@ -9,8 +9,10 @@ The rules, in order:
 3. Before each step the credential is read anew, and the step follows from what is stored
    (``plan``), never from memory. Whoever leads no longer takes none.
 4. A step goes to its end, commit and all, though who waits for it is cancelled (``steps``).
-5. A refused step is undone at once. What failed is tried again after a pause that grows.
-6. A value that has expired is replaced before it is given out, or is not given out.
+5. What was done at the provider and could not be committed, since others had gone on while
+   this process stood still, is made good: what is stored is valid, and nothing else.
+6. A refused step is undone at once. What failed is tried again after a pause that grows.
+7. A value that has expired is replaced before it is given out, or is not given out.
 """
 
 from __future__ import annotations
@@ -55,6 +57,8 @@ _PATIENCE: Final = 60.0
 _POLL: Final = 0.05
 _PAUSE: Final = 5.0
 _LONGEST_PAUSE: Final = 3600.0
+_ACTS: Final = (RotationStage.SET, RotationStage.FINISH, RotationStage.UNDO)
+"""Steps that change which values are valid."""
 
 
 def rotations_of(vault: Vault) -> Rotations:
@@ -79,6 +83,7 @@ class Rotations:
         self._pauses: Pauses[str] = Pauses(
             vault.clock.monotonic, first=_PAUSE, longest=_LONGEST_PAUSE
         )
+        self._late: dict[str, Record] = {}
 
     async def ask(
         self,
@@ -218,7 +223,7 @@ class Rotations:
         waits = list[tuple[bool, float, str, str]]()
         for info in await self._vault.list():
             state = info.rotation
-            if state is None or info.dynamic or self._next(info) is None:
+            if state is None or info.dynamic or not self._is_due(info):
                 continue
             if info.key not in self._pauses:
                 calm, place = state.lost < state.since, place_of(state.rotator)
@@ -240,13 +245,14 @@ class Rotations:
         deadline = clock.monotonic() + _PATIENCE
         while True:
             info = await self._vault.get(name, principal=principal)
-            state_of(info)
-            if self._next(info) is None:
+            if not self._is_due(info):
                 return info
             async with leading(self._vault.store.storage, f"rotate_{info.id}") as lead:
                 if lead:
                     await self._vault.refresh()
-                    return await self._all_steps(key, lead)
+                    info = await self._all_steps(key, lead)
+                    if key not in self._late:
+                        return info
             if not wait or clock.monotonic() > deadline:
                 raise ConflictError(
                     f"Another process is replacing {shown_key(key)!r} at its provider.",
@@ -264,10 +270,12 @@ class Rotations:
             step = self._next(record.info)
             if failed is not None and step is not RotationStage.UNDO:
                 raise failed
-            if step is None:
+            if not self._is_due(record.info):
                 return record.info
             await self._vault.check_not_locked_down()
             if not lead:  # lost with a connection: another process may be at it by now
+                if key in self._late:
+                    return record.info
                 raise ConflictError(f"The rotation of {shown_key(key)!r} goes on elsewhere.")
             try:
                 # Cancelled between an answer and its commit, it would lose what was answered.
@@ -275,17 +283,28 @@ class Rotations:
             except RotatorRefusedError as error:
                 failed = failed or error  # and what was done is undone at once
 
-    async def _take(self, record: Record, step: RotationStage) -> None:
+    async def _take(self, record: Record, step: RotationStage | None) -> None:
         key = record.info.key
         try:
-            await self._steps.take(record, step)
-        except (CredentialChangedError, CredentialNotFoundError):
-            pass  # by a person, who was first; it is read anew
+            if key in self._late:
+                await self._steps.make_good(record, self._late[key])
+                del self._late[key]
+            elif step is not None:
+                await self._steps.take(record, step)
+        except CredentialNotFoundError:
+            self._late.pop(key, None)
+        except CredentialChangedError:  # by a person, or another process; it is read anew
+            if step in _ACTS:
+                self._late[key] = record
+            await self._vault.refresh()
         except Exception:
             self._pauses.begin(key)
             raise
         else:
             self._pauses.end(key)
+
+    def _is_due(self, info: CredentialInfo) -> bool:
+        return self._next(info) is not None or info.key in self._late
 
     def _next(self, info: CredentialInfo) -> RotationStage | None:
         return plan.next_step(state_of(info), self._vault.ends.now())

@@ -11,8 +11,10 @@ The rules, in order:
 4. Of two valid values at a time, the new one is given to plugins after its test. Of one at a
    time, as soon as it is set, since the old one has ended with that.
 5. A refused ``set`` or ``test`` is undone: the value of before is the valid one again.
-6. ``finish``: the old value is made invalid first, and forgotten then.
-7. A failure is an event, a metric and in the credential's state, and no secret is in one.
+6. What was set late, for a state that others had left behind, is ended, and what is stored is
+   set again if it is not valid any more.
+7. ``finish``: the old value is made invalid first, and forgotten then.
+8. A failure is an event, a metric and in the credential's state, and no secret is in one.
 """
 
 from __future__ import annotations
@@ -20,8 +22,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from apex_creds.audit.events import EventKind
@@ -63,20 +66,34 @@ class Steps:
         """One step, and its commit.
 
         Raises:
-            CredentialChangedError: By a person, who was first; it is to be read anew.
+            CredentialChangedError: By others, who were first; it is to be read anew.
             CredentialNotFoundError: It was deleted meanwhile.
             ApexCredsError: It failed; that is on record.
         """
-        info, started = record.info, self._vault.clock.monotonic()
+        begins = step is RotationStage.IDLE
+        work = self._begin(record.info) if begins else self._at_provider(record, step)
+        await self._recorded(record.info, step, work)
+
+    async def make_good(self, record: Record, late: Record) -> None:
+        """Makes what is stored valid, after a step that was taken for a state of before.
+
+        Args:
+            record: As it is.
+            late: As it was when that step was taken.
+
+        Raises:
+            ApexCredsError: It failed; that is on record.
+        """
+        step = RotationStage.UNDO
+        await self._recorded(record.info, step, self._at_provider(record, step, late=late))
+
+    async def _recorded(
+        self, info: CredentialInfo, step: RotationStage, work: Coroutine[None, None, None]
+    ) -> None:
+        started, failure = self._vault.clock.monotonic(), None
         try:
-            if step is RotationStage.IDLE:
-                made = plan.begun(state_of(info), attempt=new_id(), now=self._now)
-                await note(self._vault, info, made)
-                self._begun.add(made.attempt)
-                return
             with exits_contained():
-                await self._at_provider(record, step)
-            failure = None
+                await work
         except (CredentialChangedError, CredentialNotFoundError):
             raise
         except Exception as error:  # noqa: BLE001 - whatever a package of others does
@@ -88,14 +105,23 @@ class Steps:
         if failure is not None:
             raise await self._failed(info, step, failure)
 
+    async def _begin(self, info: CredentialInfo) -> None:
+        made = plan.begun(state_of(info), attempt=new_id(), now=self._now)
+        await note(self._vault, info, made)
+        self._begun.add(made.attempt)
+
     @property
     def _now(self) -> float:
         return self._vault.ends.now()
 
-    async def _at_provider(self, record: Record, step: RotationStage) -> None:
+    async def _at_provider(
+        self, record: Record, step: RotationStage, *, late: Record | None = None
+    ) -> None:
         rotator = self._find(state_of(record.info).rotator)
         values = open_values(self._vault, record, f"{step.value} credential")
         task = await self._task(record.info, rotator, values)
+        action = f"{step.value} credential"
+        set_late = open_values(self._vault, late, action).pending if late else None
         take = {
             RotationStage.CREATE: self._create,
             RotationStage.SET: self._set,
@@ -103,8 +129,10 @@ class Steps:
             RotationStage.FINISH: self._finish,
             RotationStage.UNDO: self._undo,
         }[step]
-        given = (values.current, *values.others, *([task.admin] if task.admin else ()))
-        with values_contained(record.info.key, given):
+        if late is not None:
+            take = partial(self._make_good, set_late=set_late)
+        given = (values.current, *values.others, task.admin, set_late)
+        with values_contained(record.info.key, filter(None, given)):
             async with asyncio.timeout(_STEP_SECONDS):
                 await take(record.info, rotator, task, values)
 
@@ -205,12 +233,33 @@ class Steps:
         else:
             if values.pending is None and values.previous is not None:
                 good = values.previous
-            try:
-                await rotator.test(task, good)
-            except RotatorRefusedError:
-                await rotator.set(task, good)
-                await rotator.test(task, good)
+            await self._proved(rotator, task, good)
         await self._store(info, Values(good), plan.undone(state_of(info), now=self._now))
+
+    async def _make_good(
+        self,
+        info: CredentialInfo,
+        rotator: Rotator,
+        task: Task,
+        values: Values,
+        *,
+        set_late: Secret | None,
+    ) -> None:
+        if rotator.mode is Mode.DUAL:
+            kept = [each.parts for each in (values.current, *values.others)]
+            if set_late is not None and set_late.parts not in kept:
+                await rotator.finish(task, set_late)
+        elif state_of(info).stage in (RotationStage.SET, RotationStage.UNDO):
+            return  # of one value at a time, the step that is next says which it is
+        await self._proved(rotator, task, values.current)
+
+    async def _proved(self, rotator: Rotator, task: Task, value: Secret) -> None:
+        """Has a value valid: set again if it is not."""
+        try:
+            await rotator.test(task, value)
+        except RotatorRefusedError:
+            await rotator.set(task, value)
+            await rotator.test(task, value)
 
     async def _store(self, info: CredentialInfo, values: Values, state: Rotation) -> None:
         await store(self._vault, info, values, state, expires=info.expires)

@@ -476,6 +476,23 @@ async def test_an_error_that_repeats_a_secret_is_not_shown(
     assert FIRST not in shown + caught.value.hint + caplog.text
 
 
+@MODES
+async def test_what_was_late_is_made_good_and_the_old_value_does_not_come_back_with_it(
+    vault, provider, begin, mode
+):
+    rotations = await begin(mode)
+    await rotations.ask("key")
+    provider.around = unreachable("after set")
+    with pytest.raises(RotatorError):
+        await rotations.advance("key")
+    provider.around, valid = Provider().around, {*provider.valid}
+    record = await vault.find("key")
+    await rotations._steps.make_good(record, record)
+    assert provider.valid == valid
+    assert await Rotations(vault, find=rotations._steps._find).run_due() == 0
+    assert provider.valid == {await value(vault)}
+
+
 # -- what rotators log ---------------------------------------------------------------------
 
 

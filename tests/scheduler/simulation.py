@@ -386,6 +386,8 @@ class World:
 
     def makes(self, key: str, current: Secret, life: Mortal) -> None:
         """The next one after a value is made: once, but for crashes and failures."""
+        if life.dead:  # its request was under way
+            return
         what = key, current.parts["value"]
         before = self.making.get(what)
         again = before is None or before.dead or (before, key) in self.excused
