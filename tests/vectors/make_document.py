@@ -1,8 +1,9 @@
-"""Writes document_v2.json, from docs/FORMAT.md and without apex_creds.
+"""Writes tests/vectors/document, from docs/FORMAT.md and without apex_creds.
 
 Only the standard library and PyNaCl's public bindings are used, so that the vectors check the
-implementation instead of repeating it. Run it by hand: the file is part of the format and does
-not change. ``python -m tests.vectors.make_document > tests/vectors/document_v2.json``
+implementation instead of repeating it. ``python -m tests.vectors.make_document``, by hand: the
+files are part of the format and do not change. A document stands after the empty line, to the
+end of its file.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ import base64
 import hmac
 import json
 import struct
-import sys
 from typing import Any
 
+from tests.vectors import flat
 from tests.vectors.make_envelope import aad, seal
 from tests.vectors.read_vault import derived
 
@@ -59,20 +60,17 @@ def document(*, sealed: bytes | None = None, key: bytes = KEY, **changed: Any) -
     return signed + b',"mac":"' + mac.encode() + b'"}'
 
 
-def _opened() -> list[dict[str, str]]:
-    cases = {"no records": BODY, "empty": b"", "1000 bytes": b"x" * 1000}
-    made = [(name, document(sealed=body(plain)), plain) for name, plain in cases.items()]
-    return [{"name": n, "document": d.decode(), "body": plain.hex()} for n, d, plain in made]
+OPENED = {"no records": BODY, "an empty body": b"", "1000 bytes": b"x" * 1000}
 
 
-def _refused() -> list[dict[str, str]]:
+def _refused() -> list[tuple[str, bytes, str]]:
     good, sealed = document(), body()
     older = {"key_id": ..., "key_version": ..., "kek_id": KEY_ID.hex(), "kek_version": 3}
     corrupt, foreign, newer = (
         "CorruptDocumentError", "ForeignDocumentError", "UnsupportedFormatError",
     )  # fmt: skip
     undecipherable = "DecryptionError"
-    cases = [
+    return [
         ("empty", b"", corrupt),
         ("no JSON", good[1:], corrupt),
         ("cut before its end", good[:-1], corrupt),
@@ -103,23 +101,24 @@ def _refused() -> list[dict[str, str]]:
         ("a body cut", document(sealed=sealed[:-1]), undecipherable),
         ("a body too short", document(sealed=sealed[:97]), corrupt),
     ]  # fmt: skip
-    return [{"name": n, "document": data.decode(), "error": error} for n, data, error in cases]
 
 
-def vectors() -> dict[str, Any]:
-    """The whole file."""
-    return {
-        "format": "apex-creds document v2",
-        "document_key": KEY.hex(),
-        "vault_id": VAULT_ID.hex(),
-        "section": SECTION,
-        "body_key": derived(KEY, "file-body", SECTION.encode()).hex(),
-        "mac_key": derived(KEY, "file-mac", SECTION.encode()).hex(),
-        "opened": _opened(),
-        "refused": _refused(),
+def vectors() -> dict[str, str]:
+    """Every file, by its case."""
+    keys = {
+        "document_key": KEY, "vault_id": VAULT_ID, "section": SECTION,
+        "body_key": derived(KEY, "file-body", SECTION.encode()),
+        "mac_key": derived(KEY, "file-mac", SECTION.encode()),
+    }  # fmt: skip
+    opened = {
+        name: flat.text_of(
+            "success", keys | {"body": plain}, document(sealed=body(plain)).decode()
+        )
+        for name, plain in OPENED.items()
     }
+    refused = {name: flat.text_of(error, keys, at.decode()) for name, at, error in _refused()}
+    return opened | refused
 
 
 if __name__ == "__main__":
-    json.dump(vectors(), sys.stdout, indent=1)
-    sys.stdout.write("\n")
+    flat.write("document", vectors())
