@@ -2,8 +2,9 @@
 
 Guarantee: every byte of every occurrence of a needle is covered, also where occurrences overlap
 and where one lies across pieces; nothing else changes, and no length does. A piece goes on at
-once, but for an end of it that could begin an occurrence. The needles lie in locked memory;
-what is searched for is read from there. No I/O.
+once, but for an end of it that could begin an occurrence. An occurrence is one as well where
+any of its bytes are escaped, in whatever ways. The needles lie in locked memory; what is
+searched for is read from there. No I/O.
 
 Spellings of one secret have long runs in common. Each run is searched for once, and where it
 is found, the spellings that have it are compared: half of the work of searching for each.
@@ -17,6 +18,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Final, NamedTuple
 
+from apex_creds.redaction import escapes
+from apex_creds.redaction.escapes import Unescaped
 from apex_creds.redaction.matcher import SHORTEST, Needles
 
 COVER: Final = b"*"
@@ -42,6 +45,18 @@ class _Run(NamedTuple):
     members: list[_Member]
 
 
+class _Level(NamedTuple):
+    """A text without some levels of escapes; called, it says where a byte of it was."""
+
+    text: bytes
+    steps: tuple[Unescaped, ...]
+
+    def __call__(self, at: int) -> int:
+        for step in reversed(self.steps):
+            at = step.where(at)
+        return at
+
+
 class Mask:
     """The spellings of one credential's secret, to be searched for in many texts.
 
@@ -59,6 +74,7 @@ class Mask:
 
     __slots__ = (
         "_closed",
+        "_is_marked",
         "_needles",
         "_rare",
         "_runs",
@@ -74,8 +90,11 @@ class Mask:
         self.name = name
         self._closed = False
         self._needles = Needles()
+        held: set[int] = set()
         for part in parts:
             self._needles.add(name, part)
+            held.update(part)
+        self._is_marked = escapes.Marks(held)
         views = [needle.view() for needle in self._needles.secrets]
         self.longest = max(map(len, views), default=0)
         self._runs = list(_runs(views))
@@ -87,49 +106,93 @@ class Mask:
             for size in range(SHORTEST - 1, 0, -1)
         ]
         within = chain.from_iterable(view[:-1] for view in views)
-        self.ends = frozenset(within) if views else frozenset()
+        self.ends = frozenset(within) | escapes.ENDS if views else frozenset()
 
     def spans(self, data: bytes) -> Sequence[Span]:
         """Where occurrences are; they may overlap."""
         if self.has_none(data):
             return ()
-        spans = list(chain.from_iterable(_around(data, each) for each in self._runs))
+        spans = list(self._as_written(data))
+        for level in self._levels(data):
+            spans += [(level(a), level(b)) for a, b in self._as_written(level.text)]
         self.check_whole()
         return spans
 
     def has_none(self, data: bytes) -> bool:
-        """Whether what its spellings have in common is not in ``data``."""
+        """Whether what its spellings have in common is not in ``data``, escaped or not."""
         for run in self._usual:
             if data.find(run) >= 0:
                 return False
+        escaped = data.find(b"&") >= 0
         for byte, runs in self._rare:
             if data.find(byte) >= 0:
+                escaped = True
                 for run in runs:
                     if data.find(run) >= 0:
                         return False
+        if escaped and any(
+            True for level in self._levels(data) for _ in self._as_written(level.text)
+        ):
+            return False
         if self._closed:  # as ``check_whole``, without a call
             raise ValueError("wiped")
         return True
 
-    def pending(self, data: bytes, *, least: int = 1) -> int:
+    def _as_written(self, data: bytes) -> Iterator[Span]:
+        return chain.from_iterable(_around(data, each) for each in self._runs)
+
+    def _levels(self, data: bytes) -> Iterator[_Level]:
+        """``data`` without escapes, and without those that were within them."""
+        steps: tuple[Unescaped, ...] = ()
+        while len(steps) < escapes.DEPTH and self._is_marked(data):
+            found = escapes.unescaped(data)
+            if found is None:
+                return
+            steps, data = (*steps, found), found.text
+            yield _Level(data, steps)
+
+    def pending(self, data: bytes, *, least: int = 1, escapes_too: bool = True) -> int:
         """Where the longest end of ``data`` that could begin a needle starts.
 
         Args:
-            data: What there is so far; not empty.
+            data: What there is so far.
             least: Ends of fewer bytes don't count.
+            escapes_too: Whether some of it may be escaped.
         """
-        end = len(data)
-        if data[-1] not in self.ends:
+        found = end = len(data)
+        if not data or data[-1] not in self.ends:
             return end
         tail = max(end - self.longest + 1, 0)
         for start in self._starts:
             if data.find(start, tail) >= 0:
-                return self._needles.pending(data, least=least)
-        for short in self._tails:
-            if data.endswith(short):
-                size = len(short[0])
-                return end - size if size >= least else end
-        return end
+                found = self._needles.pending(data, least=least)
+                break
+        else:
+            for short in self._tails:
+                if data.endswith(short):
+                    size = len(short[0])
+                    found = end - size if size >= least else end
+                    break
+        if not escapes_too:
+            return found
+        begin = max(end - escapes.LONGEST * self.longest, 0)
+        for lead in escapes.LEADS:
+            if data.find(lead, begin) >= 0:
+                return min(found, begin + self._pending_escaped(data[begin:], least))
+        return found
+
+    def _pending_escaped(self, text: bytes, least: int) -> int:
+        found = len(text)
+        steps: tuple[Unescaped, ...] = ()
+        for _ in range(escapes.DEPTH + 1):
+            text = text[: escapes.begun(text)]  # the rest may be the beginning of an escape
+            place = self.pending(text, least=least, escapes_too=False)
+            found = min(found, _Level(text, steps)(place))
+            step = escapes.unescaped(text) if self._is_marked(text) else None
+            if step is None:
+                break
+            steps, text = (*steps, step), step.text
+        return found
 
     def check_whole(self) -> None:
         """Returns if what was searched for till here was all of it.

@@ -9,7 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from apex_creds.crypto.memory import SecretBytes, arena
-from apex_creds.redaction.masks import Mask, MaskedStream, masked
+from apex_creds.redaction.escapes import DEPTH, begun, unescaped
+from apex_creds.redaction.masks import Mask, MaskedStream, _Level, masked
 from apex_creds.redaction.spellings import spellings
 
 # Few letters, so that occurrences overlap, repeat, and begin in one another.
@@ -25,13 +26,17 @@ def spelled(secret: bytes) -> list[bytes]:
     return texts
 
 
-def expected(text: bytes, needles: list[bytes]) -> bytes:
-    """Searched byte by byte, all at once."""
+def expected(text: bytes, mask: Mask) -> bytes:
+    """Searched byte by byte, all at once; also without its escapes."""
     clean = bytearray(text)
-    for needle in needles:
-        for at in range(len(text) - len(needle) + 1):
-            if text[at : at + len(needle)] == needle:
-                clean[at : at + len(needle)] = b"*" * len(needle)
+    needles = [needle.expose_bytes() for needle in mask._needles.secrets]
+    whole = _Level(text, ())
+    for level in (whole, *mask._levels(text)):
+        for needle in needles:
+            for at in range(len(level.text) - len(needle) + 1):
+                if level.text[at : at + len(needle)] == needle:
+                    start, end = level(at), level(at + len(needle))
+                    clean[start:end] = b"*" * (end - start)
     return bytes(clean)
 
 
@@ -57,7 +62,7 @@ def test_a_stream_is_covered_as_its_whole_text_would_be(
     found: set[str] = set()
     stream = MaskedStream([mask], found)
     came = b"".join([*(stream.feed(piece) for piece in in_pieces(text, cuts)), stream.finish()])
-    clean = expected(text, needles)
+    clean = expected(text, mask)
     assert came == clean
     assert masked(text, [mask], set()) == clean
     assert bool(found) == (clean != text)
@@ -111,7 +116,12 @@ def test_only_an_end_that_could_begin_a_secret_waits(before: bytes, after: bytes
     passed = stream.feed(before + after)
     held = (before + after)[len(passed) :]
     assert passed == (before + after)[: len(passed)]
-    assert not held or any(needle.startswith(held) for needle in needles)
+    texts = [held]  # as it is, or without escapes, of which the last may not be all there
+    for _ in range(DEPTH):
+        whole = texts[-1][: begun(texts[-1])]
+        found = unescaped(whole)
+        texts += [whole, found.text if found else whole]
+    assert not held or any(needle.startswith(text) for needle in needles for text in texts)
     mask.close()
 
 
@@ -148,3 +158,69 @@ def test_short_secrets_are_not_searched_for() -> None:
     stream = MaskedStream([mask], set())
     assert stream.feed(b"abcabc") == b"abcabc"
     assert mask.longest == 0
+
+
+MIXED = b"s3cr3t/key+with==~(s)'and-0123"
+FORMS = [
+    "%%%02X", "%%%02x", "\\u%04x", "\\u%04X", "\\\\u%04x", "\\x%02x", "&#%d;",
+    "&#x%x;", "&#x%04X;", "&amp;#%d;", "%%25%02x", "\\u0025%02x", "%%u%04x",
+]  # fmt: skip
+
+
+@given(
+    forms=st.lists(st.sampled_from(["", "", *FORMS]), min_size=1, max_size=len(MIXED)),
+    around=st.tuples(st.text("xyz%\\&\n ", max_size=30), st.text("xyz \n", max_size=30)),
+    cuts=st.lists(st.integers(0, 400), max_size=12),
+)
+def test_escapes_of_all_kinds_in_one_secret(
+    forms: list[str], around: tuple[str, str], cuts: list[int]
+) -> None:
+    """Each byte by another encoder, or by one that nobody knows; wherever it is cut."""
+    mask = Mask("key", [memoryview(MIXED)])
+    spelled = "".join(
+        form % byte if (form := forms[at % len(forms)]) else chr(byte)
+        for at, byte in enumerate(MIXED)
+    ).encode()
+    before, after = around[0].encode() + b".", around[1].encode()
+    found: set[str] = set()
+    stream = MaskedStream([mask], found)
+    pieces = in_pieces(before + spelled + after, cuts)
+    came = b"".join([*map(stream.feed, pieces), stream.finish()])
+    assert came == before + b"*" * len(spelled) + after
+    assert found == {"key"}
+    mask.close()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        rb'{"a": "C:\\new\n\"x\" \u00e9\u0026 %2F%7e &amp; &#47;&quot;"}',
+        b'data: {"text": "100% of it\\\\"}\n\n',
+        b"%" * 100 + b"\\" * 101 + b"&" * 100 + b"&#" * 9 + b"\\u00" * 9 + b"\n",
+    ],
+)
+def test_escapes_of_other_text_go_on_at_once(text: bytes) -> None:
+    mask = Mask("key", [memoryview(MIXED)])
+    stream = MaskedStream([mask], set())
+    assert stream.feed(text) == text
+    assert masked(text, [mask], set()) is text
+    mask.close()
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (b"x %7", b"3"),
+        (b"x \\u00", b"73"),
+        (b"x &#1", b"15;"),
+        (b"x s3c%", b"72"),
+        (b"x %733", b"c"),
+    ],
+)
+def test_an_escape_that_is_not_all_there_waits(first: bytes, second: bytes) -> None:
+    mask = Mask("key", [memoryview(MIXED)])
+    stream = MaskedStream([mask], set())
+    assert stream.feed(first) == b"x "
+    assert stream.feed(second) == b""
+    assert stream.finish() == first[2:] + second
+    mask.close()
