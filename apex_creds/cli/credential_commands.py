@@ -49,7 +49,6 @@ from apex_creds.model import (
     key_of,
     shown_key,
 )
-from apex_creds.oauth.refresh import needs_person, renews_at
 from apex_creds.policy.display import operator_command, show_span, show_time
 from apex_creds.vault import Vault
 
@@ -166,6 +165,8 @@ async def list_credentials(
         if info.ends is not None and info.ends <= now:
             expires = Cell(f"{expires} (expired)", "red")
         elif info.connection is not None:
+            from apex_creds.oauth.refresh import needs_person
+
             lost = needs_person(info)
             expires = Cell("needs reconnect", "red") if lost else f"{expires} (renewed)"
         elif info.rotation is not None:
@@ -196,7 +197,6 @@ def _level(info: CredentialInfo) -> str:
 
 def as_json(info: CredentialInfo, now: float) -> dict[str, Json]:
     """What is known of a credential."""
-    connection = info.connection
     return {
         "name": info.name,
         "principal": info.principal or None,
@@ -213,19 +213,26 @@ def as_json(info: CredentialInfo, now: float) -> dict[str, Json]:
         "expired": info.ends is not None and info.ends <= now,
         "token_type": info.token_type,
         "scope": info.scope,
-        "connection": None
-        if connection is None
-        else {
-            "provider": connection.provider,
-            "state": connection.state.value,
-            "refreshed": show_time(connection.refreshed),
-            "attempted": show_time(connection.attempted),
-            "outcome": connection.outcome,
-            "renews": show_time(renews_at(info)) or None,
-            "by": connection.by,
-        },
+        "connection": _connection_as_json(info),
         "rotation": rotation_as_json(info, now),
         "id": info.id,
+    }
+
+
+def _connection_as_json(info: CredentialInfo) -> dict[str, Json] | None:
+    connection = info.connection
+    if connection is None:
+        return None
+    from apex_creds.oauth.refresh import renews_at  # loads what talks to a provider
+
+    return {
+        "provider": connection.provider,
+        "state": connection.state.value,
+        "refreshed": show_time(connection.refreshed),
+        "attempted": show_time(connection.attempted),
+        "outcome": connection.outcome,
+        "renews": show_time(renews_at(info)) or None,
+        "by": connection.by,
     }
 
 

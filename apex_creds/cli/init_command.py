@@ -23,7 +23,6 @@ from apex_creds.cli.program import flag, option
 from apex_creds.documents.keystore import root_header
 from apex_creds.errors import VaultExistsError
 from apex_creds.model import CredentialKind, shown_key
-from apex_creds.oauth.refresh import needs_person
 from apex_creds.policy.display import show_time
 from apex_creds.storage.storage_factory import has_vault
 from apex_creds.vault import Vault
@@ -108,6 +107,7 @@ def status(chosen: Settings) -> Report:
     from apex_creds.cli.credential_commands import rotation_due
     from apex_creds.cli.doctor_command import rotation_check
     from apex_creds.cli.recovery_commands import recovery_state, reminder
+    from apex_creds.oauth.refresh import needs_person
     from apex_creds.rotators.rotation import is_wrong
     from apex_creds.scheduler.status import undone
     from apex_creds.scheduler.worker import RotationWorker

@@ -269,6 +269,16 @@ def test_the_help_of_the_program_needs_no_command_and_says_what_they_say():
     ]
 
 
+def test_a_list_loads_nothing_that_talks_to_a_provider(cli):
+    code = "import sys; from apex_creds.cli import main\n"
+    code += f"sys.argv[1:] = ['--home', {str(cli.home)!r}, 'list']\nassert main() == 0\n"
+    code += "print([n for n in sys.modules if n.startswith(('apex_creds.oauth.', 'httpx'))])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 def test_the_exit_codes_that_errors_have_are_in_the_table():
     tree = ast.parse((ROOT / "apex_creds/errors.py").read_text())
     codes = {
