@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable
 from functools import partial
+from http.client import responses
 from typing import Any, Final
 
 import aiohttp
@@ -135,7 +136,11 @@ class _Wire(asyncio.Transport):
             body = answered.body
             assert isinstance(body, httpx.AsyncByteStream)
             try:
-                self._feed(h11.Response(status_code=answered.status, headers=answered.headers))
+                reason = responses.get(answered.status, "").encode()
+                head = h11.Response(
+                    status_code=answered.status, headers=answered.headers, reason=reason
+                )
+                self._feed(head)
                 async for chunk in body:
                     self._feed(h11.Data(data=chunk))
                     await self._reading.wait()

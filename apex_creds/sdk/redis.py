@@ -9,6 +9,7 @@ opened anew. No reply brings the password back, as one to ``CONFIG GET requirepa
 from __future__ import annotations
 
 import asyncio
+import inspect
 import socket
 from collections.abc import Callable, Mapping, MutableMapping
 from functools import partial
@@ -80,6 +81,12 @@ def _options(
     if where is not None and where.scheme not in _SCHEMES:
         raise InvalidInputError(
             f"{origin[:80]!r} is not a Redis server.", hint="Write redis://HOST[:PORT]."
+        )
+    unknown = sorted(options.keys() - inspect.signature(redis.Redis).parameters.keys())
+    if unknown:
+        raise InvalidInputError(
+            f"redis.Redis has no option {', '.join(unknown)}.",
+            hint="It is one server: a cluster and Sentinel have no adapter.",
         )
     account = _Account(check_name(name), where, user)
     return {**options, "connection_class": kind, "apex_account": account}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping
 from functools import partial
+from http.client import responses
 from typing import Any, Final
 
 import httpx
@@ -93,6 +94,7 @@ class _Pool(urllib3.HTTPConnectionPool):
                 for name, value in answered.headers
             ),
             status=answered.status,
+            reason=responses.get(answered.status, ""),
             version=11,
             preload_content=options.get("preload_content", True),
             decode_content=options.get("decode_content", True),

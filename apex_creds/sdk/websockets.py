@@ -13,8 +13,8 @@ from collections.abc import AsyncIterator, Generator, Iterator
 from functools import partial
 from typing import Any, Final
 
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.client import ClientProtocol
+from websockets.asyncio.client import ClientConnection, connect, process_exception
+from websockets.client import ClientProtocol, backoff
 from websockets.exceptions import InvalidState
 from websockets.frames import Close, Frame, Opcode
 from websockets.protocol import Event
@@ -108,7 +108,7 @@ def _local(url: str) -> str:
 
 
 class Dialled:
-    """What ``dial`` returns; use it once."""
+    """What ``dial`` returns; use it once, or in an ``async for``."""
 
     def __init__(self, binding: Binding, url: str, options: dict[str, Any]) -> None:
         self._binding = binding
@@ -125,6 +125,22 @@ class Dialled:
 
     async def __aexit__(self, *_: object) -> None:
         await self._open.close()
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        """Connects again, and again, as ``websockets.connect`` does; each is a redeem."""
+        is_final = self._options.get("process_exception", process_exception)
+        delays: Iterator[float] | None = None
+        while True:
+            try:
+                async with self as connection:
+                    yield connection
+                delays = None
+            except Exception as error:  # noqa: BLE001 - it is theirs to say which are final
+                final = is_final(error)
+                if final is not None:
+                    raise final from None
+                delays = delays or backoff()
+                await asyncio.sleep(next(delays))
 
     async def _connect(self) -> Any:
         ours, theirs = socket.socketpair()

@@ -92,6 +92,27 @@ def stripe(url):
     )
 
 
+def stripe_async(url):
+    module = importlib.import_module("stripe")
+    module.enable_telemetry = False  # it keeps an id in the home
+    aiohttp = importlib.import_module("aiohttp")
+
+    async def call(retries=0):
+        connector = sdk.aiohttp.connector("web")
+        async with aiohttp.ClientSession(connector=connector) as session:
+            client = module.StripeClient(
+                KEY,
+                base_addresses={"api": url},
+                http_client=module.AIOHTTPClient(session=session),
+                max_network_retries=retries,
+            )
+            found = await client.v1.balance.retrieve_async()
+            assert not has_secret(client, session, found)
+            return found
+
+    return Made(call, call, module.PermissionError, retrying=lambda: call(1), asynchronous=True)
+
+
 def twilio(url):
     module = importlib.import_module("twilio.rest")
     http = importlib.import_module("twilio.http.http_client").TwilioHttpClient()
@@ -387,10 +408,11 @@ def answers(origin, method, path, body):
 
 
 SDKS = [
-    *(stripe, twilio, pygithub, mistral, cohere, google_genai, langchain_openai),
+    *(stripe, stripe_async, twilio, pygithub, mistral, cohere, google_genai, langchain_openai),
     *(langchain_anthropic, litellm, huggingface_hub, elasticsearch, replicate, slack),
 ]
 PACKAGES = {
+    "stripe_async": "stripe",
     "pygithub": "github",
     "mistral": "mistralai",
     "google_genai": "google.genai",

@@ -13,9 +13,12 @@ import socket
 import sys
 import threading
 
+import aiohttp
 import httpx
 import httpx2
 import pytest
+import requests
+import urllib3
 
 from apex_creds import sdk
 from apex_creds.errors import AccessDeniedError, RequestNotAllowedError
@@ -181,6 +184,44 @@ async def test_a_connection_that_fails_is_the_librarys_own_error(world, library)
     with pytest.raises(library.connection_error) as caught:
         await called(world, library, client, "GET", "http://127.0.0.1:9/")
     assert not has_secret(caught.value)
+
+
+async def test_an_answer_that_does_not_come_is_the_librarys_own_time_out(
+    world, service, library
+) -> None:
+    never, url = threading.Event(), service.origin
+    service.answer = lambda *_: never.wait()
+    await service.allow(world)
+    client = library.make("web")
+
+    async def by_aiohttp() -> None:
+        async with aiohttp.ClientSession(connector=client) as session:
+            await session.get(url, timeout=aiohttp.ClientTimeout(sock_read=0.2))
+
+    timed_out, ask = {
+        "aiohttp": (aiohttp.SocketTimeoutError, by_aiohttp),
+        "httpx": (httpx.ReadTimeout, lambda: client.get(url, timeout=0.2)),
+        "httpx2": (httpx2.ReadTimeout, lambda: client.get(url, timeout=0.2)),
+        "requests": (requests.ReadTimeout, lambda: client.get(url, timeout=(5, 0.2))),
+        "urllib3": (
+            urllib3.exceptions.ReadTimeoutError,
+            lambda: client.request("GET", url, timeout=0.2, retries=False),
+        ),
+    }[library.name.removesuffix("-async")]
+    try:
+        with pytest.raises(timed_out) as caught:
+            await ran(world, library, ask)
+    finally:
+        never.set()
+    assert not has_secret(caught.value)
+
+
+async def test_a_refusal_has_a_reason_as_other_answers_have(world, service) -> None:
+    session, pools = sdk.requests.session("web"), sdk.urllib3.pool_manager("web")
+    assert session.get(service.origin).reason == "Forbidden"
+    assert pools.request("GET", service.origin).reason == "Forbidden"
+    async with aiohttp.ClientSession(connector=sdk.aiohttp.connector("web")) as client:
+        assert (await client.get(service.origin)).reason == "Forbidden"
 
 
 async def test_a_placeholder_is_taken_out_of_headers(world, service, library) -> None:

@@ -265,6 +265,13 @@ async def test_no_reply_brings_the_password_back(
     server.admin.delete("echo", "list")
 
 
+def test_what_a_client_does_not_know_is_refused_when_it_is_made() -> None:
+    for make in (sdk.client, sdk.async_client):
+        with pytest.raises(InvalidInputError, match=r"startup_nodes.*Sentinel"):
+            make("cache", startup_nodes=[])
+        make("cache", socket_timeout=1, health_check_interval=1, max_connections=9)
+
+
 @pytest.mark.parametrize(
     "option", ["host", "password", "connection_class", "ssl_cert_reqs", "credential_provider"]
 )

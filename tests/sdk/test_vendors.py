@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import threading
 
 import anthropic
 import httpx
@@ -67,7 +68,7 @@ def message(method, path, body):
 
 
 class OpenAI:
-    denied = openai.PermissionDeniedError
+    denied, timed_out = openai.PermissionDeniedError, openai.APITimeoutError
     key = sdk.placeholder("sk-")
     prefix, header, answer = "Bearer ", "authorization", staticmethod(completion)
 
@@ -100,7 +101,7 @@ class OpenAI:
 
 
 class Anthropic:
-    denied = anthropic.PermissionDeniedError
+    denied, timed_out = anthropic.PermissionDeniedError, anthropic.APITimeoutError
     key = sdk.placeholder("sk-ant-")
     prefix, header, answer = "", "x-api-key", staticmethod(message)
 
@@ -216,3 +217,20 @@ async def test_what_the_vendor_can_not_do_now_is_tried_again(
     assert await asked(world, vendor_sdk, client) == "hello"
     assert len(service.requests) == 2
     assert len(world.events("redeem")) == 2
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["async", "sync"])
+async def test_a_vendor_that_does_not_answer_is_its_time_out(
+    world, service, vendor_sdk, which: int
+) -> None:
+    made = vendor_sdk.clients[which](service.origin)
+    client = made.with_options(timeout=0.2, max_retries=1)
+    never = threading.Event()
+    service.answer = lambda *_: never.wait()
+    await service.allow(world)
+    try:
+        with pytest.raises(vendor_sdk.timed_out):
+            await asked(world, vendor_sdk, client)
+    finally:
+        never.set()
+    assert len(service.requests) == 2

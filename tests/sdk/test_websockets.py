@@ -202,6 +202,30 @@ async def test_it_is_of_one_invocation_and_ends_with_its_lease(world: World) -> 
             await kept[0].send("x")
 
 
+async def test_it_is_connected_again_until_it_is_refused(world: World) -> None:
+    async with server() as port:
+        url = f"ws://127.0.0.1:{port}"
+        await allow(world, url)
+
+        echoes = []
+
+        async def talk() -> None:
+            async for socket in sdk.dial(url, "stream"):
+                await socket.send(f"{len(echoes)}")
+                echoes.append(await socket.recv())
+                if len(echoes) == 2:
+                    await world.vault.revoke(plugin="demo", credential="stream")
+
+        async def plugin() -> None:
+            with pytest.raises(InvalidStatus) as refused:
+                await talk()
+            assert refused.value.response.status_code == 403
+
+        await world.call(plugin, needs=NEED)
+        assert len(echoes) == 2
+    assert len(world.events("redeem")) == 2
+
+
 async def test_a_refusal_is_an_answer(world: World) -> None:
     async with server() as port:
         url = f"ws://127.0.0.1:{port}"
