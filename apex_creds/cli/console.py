@@ -54,6 +54,7 @@ _QUOTES: Final = frozenset(
     }
 )
 """What is at both ends of a text that is in quotation marks."""
+_UNSEEN: Final = "The value has a character that can't be seen, or a line end."
 _AROUND: Final = " \t\r\n\v\f\ufeff\u00a0\u200b"
 """White space, and the byte order mark that PowerShell writes to a pipe."""
 
@@ -427,7 +428,7 @@ def read_secret(kind: CredentialKind, *, aws: bool = False) -> Secret:
         return AwsKey(_trimmed(key_id), _trimmed(key), _trimmed(token))
     if kind is CredentialKind.BASIC:
         user = typer.prompt("User", err=True)
-        return BasicAuth(user, getpass.getpass("Password" + _HIDDEN))
+        return BasicAuth(_seen(user), _seen(getpass.getpass("Password" + _HIDDEN)))
     if kind is CredentialKind.OAUTH_TOKEN:
         access = getpass.getpass("Access token" + _HIDDEN)
         refresh = getpass.getpass("Refresh token (not shown; Enter for none): ")
@@ -461,7 +462,7 @@ def _secret_of(kind: CredentialKind, data: bytes, *, aws: bool) -> Secret:
     if kind is CredentialKind.BASIC:
         if len(lines) != 2:
             raise InvalidInputError("Standard input must be two lines: user, password.")
-        return BasicAuth(*lines)
+        return BasicAuth(*map(_seen, lines))
     if len(lines) > 3:
         raise InvalidInputError(
             "Standard input must be at most three lines: access token, refresh token, scope."
@@ -484,10 +485,21 @@ def _trimmed(text: str) -> str:
     return trimmed
 
 
+def _seen(text: str) -> str:
+    """A user or a password as it is: white space and quotation marks may belong to it.
+
+    Raises:
+        InvalidInputError: It has characters that can't be seen.
+    """
+    if escaped(text) != text:
+        raise InvalidInputError(_UNSEEN, hint="If that is the value: --kind generic.")
+    return text
+
+
 def objection(key: str) -> str:
     """Why this can hardly be a key as a service gave it; nothing where it can."""
     if key[:1] + key[1:][-1:] in _QUOTES:
         return "The value is in quotation marks, which are seldom a part of a key."
     if escaped(key) != key:
-        return "The value has a character that can't be seen, or a line end."
+        return _UNSEEN
     return ""

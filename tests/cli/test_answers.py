@@ -215,6 +215,18 @@ def test_what_is_hardly_a_key_is_refused(cli, error, value):
     assert cli("set", "openai", "--kind", "generic", stdin=value.encode()).code == 0
 
 
+@pytest.mark.parametrize(
+    "value", ["us\u200ber\nsecret", "user\nsec\u202eret", "user\nsec\tret"]
+)
+def test_a_user_or_password_that_can_not_be_seen_is_refused(cli, error, value):
+    said = error(7, "set", "box", "--kind", "basic", stdin=value.encode())
+    assert "ret" not in said
+    right = '"user"\n secr\u00e9t '.encode()
+    assert cli("set", "box", "--kind", "basic", stdin=right).code == 0
+    shown = cli("get", "box", "--part", "password", "--reveal", "--force")
+    assert shown.out == " secr\u00e9t "
+
+
 def test_a_compromise_of_everything_is_asked_about(cli, error):
     assert "--yes" in error(7, "events", "emit", "compromise_suspected")
     assert cli("events", "emit", "compromise_suspected", "--yes").code == 0
