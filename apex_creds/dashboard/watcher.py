@@ -23,6 +23,7 @@ from apex_creds.auth.consent_queue import Requests
 from apex_creds.dashboard.event_words import with_words
 from apex_creds.dashboard.lease_view import (
     LIFETIME,
+    MAX_OPEN,
     Names,
     OpenLease,
     OpenLeases,
@@ -170,6 +171,7 @@ class Watcher:
             "leases",
             {
                 "count": len(self._open),
+                "full": len(self._open) == MAX_OPEN,  # older ones may be open besides
                 "since": batch.first,
                 "lifetime": LIFETIME,
                 "revision": self.leases.changes,

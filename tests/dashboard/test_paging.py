@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from apex_creds.audit.events import EventKind, Recorded
+from apex_creds.dashboard.lease_view import MAX_OPEN
 from apex_creds.dashboard.paging import MAX_SIZE, MAX_TEXT, PageQuery, page
 from apex_creds.errors import InvalidInputError, NotFoundError
 from apex_creds.model import Rotation
@@ -109,3 +111,18 @@ async def test_a_search_finds_an_entry_by_what_is_read_of_it(served: Served) -> 
         assert served.window("permissions", text="reconnect")["credentials"]["of"] == 0
         stop.set()
         group.cancel_scope.cancel()
+
+
+@pytest.mark.anyio
+async def test_leases_beyond_the_most_that_are_kept_are_not_said_to_be_all(
+    served: Served,
+) -> None:
+    await served.look()
+    assert served.told("leases")["full"] is False
+    now = served.town.vault.clock.time()
+    for n in range(MAX_OPEN + 1):
+        kind, lease = EventKind.LEASE, f"lease-{n}"
+        served.watcher.leases.take(Recorded(time=now, kind=kind, seq=1, hash="", lease=lease))
+    await served.look()
+    told = served.told("leases")
+    assert (told["count"], told["full"]) == (MAX_OPEN, True)

@@ -48,7 +48,8 @@ const refresh = list("leases", [leases], (part) => {
 export function showLeases(value) {
   lifetime = value.lifetime;
   const from = value.since > 1 ? `; from event ${count(value.since)} on` : "";
-  $("leases-note").textContent = value.count ? `${plural(value.count, "lease")}${from}` : `No lease is open${from}.`;
+  const all = value.full ? `The newest ${plural(value.count, "lease")}; older ones may be open` : plural(value.count, "lease");
+  $("leases-note").textContent = value.count ? `${all}${from}` : `No lease is open${from}.`;
   refresh();
 }
 

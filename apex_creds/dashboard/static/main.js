@@ -87,7 +87,7 @@ function tiles() {
   const { keys, leases, matrix, requests, verified } = facts;
   const made = [];
   if (requests) made.push(tile(requests.count ? "requests" : "main", "Waiting for you", count(requests.count), requests.count ? "to be decided" : "nothing to decide", requests.count ? "accent" : ""));
-  if (leases) made.push(tile("leases", "Open leases", count(leases.count), facts.shared ? "on this machine" : "in all processes"));
+  if (leases) made.push(tile("leases", "Open leases", `${count(leases.count)}${leases.full ? "+" : ""}`, facts.shared ? "on this machine" : "in all processes"));
   if (matrix) made.push(tile("permissions", "Credentials", count(matrix.credentials), plural(matrix.plugins, "plugin")));
   if (keys) made.push(tile("keys", "Rotation", ...rotation(keys)));
   if (verified) made.push(tile("audit", "Audit log", ...logState(verified)));
