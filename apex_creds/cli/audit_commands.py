@@ -45,6 +45,7 @@ from apex_creds.cli.command import (
     find_provider,
     group,
     master_uri,
+    name_of,
     read_header,
     with_vault,
 )
@@ -215,6 +216,15 @@ def tail(
     credential: Annotated[
         str, typer.Option("--credential", help="Only of this credential.")
     ] = "",
+    whose: Annotated[
+        str | None,
+        option(
+            "WHO",
+            "Only what was done for this principal, or to a credential of theirs.",
+            "--for",
+            parser=name_of("principal"),
+        ),
+    ] = None,
     names: NamesOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -227,6 +237,7 @@ def tail(
             (not kind or event.kind in kind)
             and (not plugin or event.plugin == plugin)
             and (not credential or event.credential == credential)
+            and whose in (None, event.principal)
         )
 
     events = latest(directory, vault_id=vault_id)
@@ -324,7 +335,8 @@ def _print(events: Sequence[Recorded], *, json: bool) -> None:
         result = " ".join(filter(None, outcome)) or event.detail
         red = event.decision == "deny" or event.kind in ("leak", "denial")
         kind = Cell(event.kind, "red" if red else "")
-        whom = f" (for {event.principal})" if event.principal and event.plugin else ""
+        about = event.principal and (event.plugin or event.credential)
+        whom = f" (for {event.principal})" if about else ""
         names = (event.plugin or "-", f"{event.credential or '-'}{whom}")
         rows.append((event.seq, show_time(event.time), kind, *names, what, result))
     console.table(_COLUMNS, rows)

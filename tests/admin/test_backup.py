@@ -26,8 +26,10 @@ from apex_creds.documents import key_versions
 from apex_creds.errors import (
     ApexCredsError,
     AuditTamperedError,
+    CredentialNotFoundError,
     IntegrityError,
     InvalidInputError,
+    InvalidNameError,
     MasterKeyNotFoundError,
     RollbackDetectedError,
     StorageError,
@@ -107,6 +109,43 @@ async def test_there_and_back(tmp_path: Path, name: str, hashed: bool) -> None:
     kinds = [event.kind for event in events if event.seq > made.contents.events]
     assert kinds[0] == "rollback"
     assert "backup" in kinds
+
+
+WHOSE = [
+    *(("key", who) for who in ("", "alice", "bob", "Alice", "0", "key", "é", "ê", "..")),
+    *(("key", who) for who in ("a" * 255, "a" * 256, "key (of alice)", "%1f", "ali/ce")),
+    *[("a/b", ""), ("a", "b"), ("a", "b/c"), ("a/b", "c"), ("key (of alice)", "")],
+    *[("a", "bc"), ("ab", "c"), ("alice", "key"), ("key%1falice", ""), ("key|alice", "")],
+]
+"""Names and principals that could be taken for each other."""
+
+
+@pytest.mark.usefixtures("no_slot_left")
+@pytest.mark.parametrize("hashed", [False, True])
+async def test_whose_a_credential_is_goes_there_and_back(tmp_path: Path, hashed: bool) -> None:
+    async with await create(tmp_path, hashed_names=hashed) as vault:
+        for number, (name, who) in enumerate(WHOSE):
+            await vault.put(name, ApiKey(f"value {number}"), principal=who)
+    await backed_up(tmp_path, "copy.tar")
+    async with await unseal(tmp_path) as vault:
+        for name, who in WHOSE[::2]:
+            await vault.delete(name, principal=who)
+        await vault.put("key", ApiKey("another"), principal="bob")
+    await restored(tmp_path, tmp_path / "copy.tar")
+    async with await unseal(tmp_path) as vault:
+        assert {(info.name, info.principal) for info in await vault.list()} == {*WHOSE}
+        for number, (name, who) in enumerate(WHOSE):
+            async with vault.open(name, principal=who) as opened:
+                assert bytes(opened.view()) == f"value {number}".encode()
+            assert [i.principal for i in await vault.list(principal=who) if i.name == name] == [
+                who
+            ]
+        for name, who in [("key", "carol"), ("a", ""), ("key", "ALICE"), ("a/b", "b")]:
+            with pytest.raises(CredentialNotFoundError):
+                await vault.get(name, principal=who)
+        for name, who in [("key", "e\u0301"), ("key\x1falice", ""), ("key", "a" * 257)]:
+            with pytest.raises(InvalidNameError):
+                await vault.get(name, principal=who)
 
 
 async def test_it_is_private_and_holds_no_secret_and_no_master_key(tmp_path: Path) -> None:

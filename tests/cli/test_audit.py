@@ -111,6 +111,25 @@ def test_tail_filters(used):
     assert [event["credential"] for event in found] == ["two"]
 
 
+def test_whose_a_credential_is_can_be_seen_and_chosen(used):
+    for who in ("alice", "bob", "two", "one (for alice)"):
+        assert used("set", "one", "--for", who, stdin=f"of-{who}".encode()).code == 0
+    assert used("rm", "one", "--for", "bob", "--yes").code == 0
+    found = used("audit", "tail", "--json", "--for", "alice").json()
+    assert [(event["kind"], event["credential"]) for event in found] == [("put", "one")]
+    found = used("audit", "tail", "--json", "--for", "two", "--credential", "one").json()
+    assert [event["principal"] for event in found] == ["two"]
+    assert used("audit", "tail", "--json", "--for", "ali").json() == []
+    shown = used("audit", "tail", "--for", "bob").out
+    assert shown.count("one (for bob)") == 2
+    assert "alice" not in shown
+    assert "(for" not in used("audit", "tail", "--credential", "two").out
+    rows = list(csv.DictReader(io.StringIO(used("audit", "export", "--format", "csv").out)))
+    puts = [(row["credential"], row["principal"]) for row in rows if row["kind"] == "put"]
+    assert ("one", "alice") in puts
+    assert ("one", "") in puts
+
+
 def test_export(used, error):
     lines = used("audit", "export", "--since", "3").out.splitlines()
     assert json.loads(lines[0])["seq"] == 3

@@ -370,6 +370,7 @@ class World:
     )
     making: dict[tuple[str, bytes], Mortal] = field(default_factory=dict)
     excused: set[tuple[Mortal, str]] = field(default_factory=set)
+    losing: int = 0
     needed: int = 0
     wrong: list[AssertionError] = field(default_factory=list)
     replaced: int = 0
@@ -386,7 +387,7 @@ class World:
 
     def makes(self, key: str, current: Secret, life: Mortal) -> None:
         """The next one after a value is made: once, but for crashes and failures."""
-        if life.dead:  # its request was under way
+        if life.dead or self.losing:  # its request was under way; all that there is is lost
             return
         what = key, current.parts["value"]
         before = self.making.get(what)
@@ -405,6 +406,23 @@ class World:
 
     def masters(self, life: Mortal) -> MasterKeySource:
         return MasterKeySource(ChaoticProvider(self.ring, self.chaos, life))
+
+
+class Asked(Rotations):
+    """Values that may be in wrong hands: what is being made is made again."""
+
+    def __init__(self, world: World, facade: Any, life: Mortal) -> None:
+        super().__init__(facade, find=lambda uri: ChaoticRotator(world, uri, life))
+        self._world = world
+
+    async def ask(self, name: str, *, lost: bool = False, **options: Any) -> CredentialInfo:
+        self._world.losing += lost
+        try:
+            return await super().ask(name, lost=lost, **options)
+        finally:
+            self._world.losing -= lost
+            if lost:
+                self._world.making.clear()
 
 
 class Reactor:
@@ -434,9 +452,7 @@ class Worker:
             pace=Pace(slice_records=2),
         )
         facade: Any = Facade(self.store, world, self.life)
-        self.rotations = Rotations(
-            facade, find=lambda uri: ChaoticRotator(world, uri, self.life)
-        )
+        self.rotations = Asked(world, facade, self.life)
         self.credentials = CredentialRotation(
             facade, next_fire=lambda *_: None, rotations=self.rotations
         )

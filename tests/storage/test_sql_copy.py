@@ -103,6 +103,8 @@ async def copied(places: Places, vault: Vault, kind: str, number: int = 2) -> in
 async def test_any_to_any(places: Places, source: str, target: str) -> None:
     async with await places.make(source) as vault:
         known = await fill(vault)
+        await vault.put("key-1", secret_for("api_key", "of alice"), principal="alice")
+        await vault.grant("a-plugin", "key-1", principal="alice")
         granted = list(await vault.grants())
         assert await copied(places, vault, target) > 0
         moved = source in ("file", "hashed") and target == "file"
@@ -113,6 +115,9 @@ async def test_any_to_any(places: Places, source: str, target: str) -> None:
             await copy.put("key-0", secret_for("api_key", "another"))
             await copy.put("new", secret_for("api_key", "new"))
             assert await value_of(copy, "key-1") == b"value 1"
+            async with copy.open("key-1", principal="alice") as opened:
+                assert bytes(opened.view()) == b"of alice"
+            assert {info.principal for info in await copy.list()} == {"", "alice"}
         assert await values(vault) == known
 
 
