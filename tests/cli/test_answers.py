@@ -259,6 +259,34 @@ def test_a_shell_completes_commands(shell):
     assert "audit" in done.stdout, done
 
 
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+@pytest.mark.parametrize(
+    ("typed", "found"),
+    [
+        ("aud", ["audit"]),
+        ("audit ver", ["verify"]),
+        ("rotate de", ["dek"]),
+        ("set x --kind b", ["basic"]),
+        ("--home /x audit ver", ["verify"]),
+    ],
+)
+def test_bash_completes_by_the_script_that_is_installed(typed, found, tmp_path):
+    env = {**os.environ, "_APEX_CREDS_COMPLETE": "source_bash"}
+    done = subprocess.run(PROGRAM, env=env, capture_output=True, text=True, check=False)
+    program = tmp_path / "apex-creds"
+    program.write_text(f'#!/bin/sh\nexec {shlex.join(PROGRAM)} "$@"\n')
+    program.chmod(0o755)
+    asked = f"""{done.stdout}
+COMP_WORDS=(apex-creds {typed}); COMP_CWORD=$(( ${{#COMP_WORDS[@]}} - 1 ))
+_apex_creds_completion {program}
+printf '%s\\n' "${{COMPREPLY[@]}}"
+"""
+    shown = subprocess.run(
+        ["bash", "-c", asked], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert shown.stdout.split() == found, shown
+
+
 def test_every_command_is_in_one_panel():
     assert sum(map(len, program.PANELS.values())) == len(program.COMMANDS)
     assert max(map(len, program.PANELS.values())) <= 12
