@@ -21,8 +21,8 @@ INTRO = """\
 `--home DIR` and `--master URI` are accepted before and after every command; the one
 after it wins. Without `--master` the vault's own record of it is used (`keyring:` for
 `init`). `-h` works everywhere. What can be read has `--json`; [JSON.md](JSON.md) says what it
-is. `apex-creds --install-completion` makes bash, zsh and fish complete commands and options (zsh
-from the second Tab of a session on).
+is. `apex-creds --install-completion` makes bash, zsh and fish complete commands and
+options (zsh from the second Tab of a session on).
 
 Secrets are never arguments and never come from the environment: they are asked for
 without echo, or read from standard input. On standard input `api_key` is the value (one
