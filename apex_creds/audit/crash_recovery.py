@@ -132,7 +132,7 @@ def add_segment(segment: Segment, edge: Frontier, *, vault_id: str) -> None:
 
 @dataclass(slots=True)
 class End:
-    """An opened log: its segment, its tree, and what was found amiss and accepted.
+    """An opened log: its segment, its tree, and which faults were found and accepted.
 
     Attributes:
         segment: The one to write to; unlocked.

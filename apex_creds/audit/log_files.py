@@ -105,7 +105,7 @@ def unavailable(what: str, error: OSError) -> AuditUnavailableError:
 
 
 def missing(path: Path) -> AuditTamperedError:
-    """Returns the error for a log that ought to be there."""
+    """Returns the error for a log that is missing."""
     return AuditTamperedError(f"{path} is missing.", hint="Restore it from a backup.")
 
 

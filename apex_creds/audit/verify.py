@@ -81,7 +81,7 @@ class Report(msgspec.Struct, frozen=True):
         head: Root of the tree of these (64 hexadecimal digits).
         bad_line: The first event that does not verify; 0 when all do.
         how: What is wrong with it, as the end of a sentence.
-        segment: The file that it is in, or ought to be.
+        segment: The file that it is in, or should be.
         signed: Events that the newest checkpoint covers.
         checkpoints: Checkpoints that verify.
     """
@@ -235,7 +235,7 @@ def check_newest(directory: Path, *, vault_id: str) -> range:
         seal = lines.seal(segment=number, last=first + data.count(b"\n") - 2)
         leaves, wrong = lines.leaves_of(data[:start] if data[start:] == seal else data, first)
         if wrong or not leaves:
-            how = wrong or "and its kin are missing"
+            how = wrong or "and related ones are missing"
             raise _tampered(first + len(leaves), how, path.name)
         return range(first, first + len(leaves))
     found = parse(data, number=number, vault_id=vault_id)

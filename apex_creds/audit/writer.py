@@ -259,7 +259,7 @@ class Writer:
     # -- trouble ---------------------------------------------------------------------
 
     def fail(self, why: str) -> None:
-        """Has nothing written until it is mended."""
+        """Refuses writes until it is repaired."""
         self.fault = self.fault or why
 
     def recover(self) -> None:

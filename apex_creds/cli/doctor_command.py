@@ -1,6 +1,6 @@
 """``doctor``: is everything around the vault as it should be, and if not, what to do.
 
-Guarantee: every check is made, whatever the others found; nothing is mended.
+Guarantee: every check is made, whatever the others found; nothing is changed.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _failed(name: str, error: ApexCredsError) -> Check:
 
 @command()
 def doctor(chosen: Settings) -> Report:
-    """Check the keyring, the files, the memory, the clock, the log; say what to mend.
+    """Check the keyring, the files, the memory, the clock, the log; say what to fix.
 
     Ends with 1 if anything is a failure; warnings alone end with 0.
     """

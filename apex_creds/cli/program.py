@@ -135,7 +135,7 @@ PANELS: Final[Mapping[str, Mapping[str, Entry]]] = {
         "status": Entry("init_command:status", "Unseal the vault and say what is in it."),
         "doctor": Entry(
             "doctor_command:doctor",
-            "Check the keyring, the files, the memory, the clock, the log; say what to mend.",
+            "Check the keyring, the files, the memory, the clock, the log; say what to fix.",
         ),
         "audit": Entry(
             "audit_commands:audit", "Read, check and prove the audit log.", group=True

@@ -41,7 +41,7 @@ _NUMBER: Final = re.compile(rb'\{"v":\d{1,9},"seq":(\d{1,18}),')
 
 
 def trace(directory: Path, *, vault_id: str, invocation: str) -> tuple[list[Recorded], bool]:
-    """The events of an invocation and its kin, oldest first; and whether that is all.
+    """The events of an invocation and related ones, oldest first; and whether that is all.
 
     Raises:
         InvalidInputError: That is no id, or the log has no such invocation.

@@ -141,7 +141,7 @@ def describe(name: str) -> str:
 
 
 def missing(name: str) -> CorruptDocumentError:
-    """The error for a document that ought to be there."""
+    """The error for a document that is missing."""
     return CorruptDocumentError(
         f"The document for {name!r} is missing.",
         hint="Restore it from a backup; nothing was changed or overwritten.",

@@ -1,7 +1,7 @@
 """Where a vault lies on disk: the directories of its home, and how they are made.
 
 Guarantee: made 0700 from their first instant, durably, and never loosened or tightened
-afterwards: one that others may use is refused, not mended. They may look into the home itself
+afterwards: one that others may use is refused, not changed. They may look into the home itself
 where it was made before (0755, as ApexAgent does), since all that lies in it is closed.
 """
 

@@ -1,4 +1,4 @@
-"""Private files: opened, created, replaced and erased without being led astray.
+"""Private files: opened, created, replaced and erased, each checked on its open descriptor.
 
 Guarantee: what a ``Folder`` opens is a regular file (or a directory), ours, closed to
 everybody else, and was reached through no symbolic link from the storage root down. The

@@ -60,7 +60,7 @@ _FINAL: Final = frozenset(
         "unsupported_grant_type",
     }
 )
-"""Errors that asking again does not mend."""
+"""Errors for which a retry is useless."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -267,7 +267,7 @@ class Refresher:
             why = error.message
         raise TokenError(
             f"The token was renewed and could not be stored: {why}",
-            hint="It was given back. Try again when that is mended; see: apex-creds list",
+            hint="It was given back. Try again when that is fixed; see: apex-creds list",
         )
 
     async def _asked(self, info: CredentialInfo, before: Connection) -> tuple[Form, str]:

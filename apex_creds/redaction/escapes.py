@@ -20,7 +20,7 @@ LONGEST: Final = 24
 """Bytes that one character may take."""
 ENDS: Final = frozenset(b"%\\&#;/\"'0123456789abcdefABCDEFuxXnrtlgmpqos")
 """What an escape, or the beginning of one, can end with."""
-# Each way begins with a letter of its own, so that what has none is passed over at once.
+# Each way begins with another letter, so that what has none is passed over at once.
 _ESCAPE: Final = re.compile(
     rb"%(?:25)*([0-9A-Fa-f]{2})|\\\\*x([0-9A-Fa-f]{2})"
     rb"|%(?:25)*u([0-9A-Fa-f]{4})|\\\\*u([0-9A-Fa-f]{4})"

@@ -7,7 +7,7 @@ The rules, in order:
 2. Of all tasks, threads and processes one takes the steps of a credential (single flight,
    leader election); others wait for it, or leave it to that one.
 3. Before each step the credential is read anew, and the step follows from what is stored
-   (``plan``), never from memory. Whoever leads no longer takes none.
+   (``plan``), never from memory. A process that no longer leads takes none.
 4. A step goes to its end, commit and all, though who waits for it is cancelled (``steps``).
 5. What was done at the provider and could not be committed, since others had gone on while
    this process stood still, is made good: what is stored is valid, and nothing else.

@@ -80,7 +80,7 @@ def configured(home: Path) -> StoragePlace | None:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise CorruptDocumentError(
             f"What security/config.json says of the storage is not understood: {error}.",
-            hint="Mend it as docs/SQL.md describes.",
+            hint="Correct it as docs/SQL.md describes.",
         ) from None
 
 
@@ -156,7 +156,7 @@ async def remember(home: Path, config: StoragePlace) -> None:
             keys = msgspec.json.decode(before, type=dict[str, msgspec.Raw])
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             raise CorruptDocumentError(
-                "security/config.json is not understood.", hint="Mend or remove it."
+                "security/config.json is not understood.", hint="Correct or remove it."
             ) from None
         keys["storage"] = msgspec.Raw(msgspec.json.encode(config))
         data = msgspec.json.format(msgspec.json.encode(keys), indent=2) + b"\n"

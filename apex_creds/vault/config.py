@@ -104,7 +104,7 @@ async def read_config(storage: Storage) -> Config:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise CorruptDocumentError(
             f"security/config.json is not understood: {error}.",
-            hint="Mend it as docs/AUDIT.md describes, or remove it.",
+            hint="Correct it as docs/AUDIT.md describes, or remove it.",
         ) from None
 
 

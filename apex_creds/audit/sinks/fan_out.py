@@ -289,5 +289,5 @@ class Destinations:
 def _refusal(outlet: Outlet, why: str) -> AuditUnavailableError:
     return AuditUnavailableError(
         f"The required audit destination {outlet.destination.name!r} {why}.",
-        hint="Mend it, or change the configuration so that it is not required.",
+        hint="Fix it, or change the configuration so that it is not required.",
     )
