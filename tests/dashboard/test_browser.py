@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import signal
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 from playwright.async_api import Page, Route, expect
 
 from apex_creds.audit.events import AuditEvent, EventKind
+from apex_creds.dashboard.log_status import Verified
+from apex_creds.dashboard.watcher import _verification
 from apex_creds.documents import key_versions
 from apex_creds.model import Rotation, RotationStage
 from apex_creds.vault import credential_writes
@@ -506,6 +509,19 @@ async def test_a_tab_that_outlives_its_dashboard_keeps_nothing_and_takes_a_new_l
             await expect(page.locator("#vault")).to_have_text(shown)
             await expect(page.locator("#audit-list")).to_contain_text("vault made")
             assert "login" not in page.url
+
+
+async def test_a_log_that_was_not_read_yet_has_no_number_of_events(tmp_path: Path) -> None:
+    checking = f"event: verified\ndata: {json.dumps(_verification(Verified()))}\n\n"
+    async with town_in(tmp_path, many=0):
+        with running(tmp_path / "home") as made:
+            async with browser() as chrome:
+                page = (await tab(chrome, made.origin)).page
+                await page.route("**/api/stream", lambda r: r.fulfill(body=checking))
+                await page.goto(made.link)
+                tile = page.locator("#tiles a", has_text="Audit log")
+                await expect(tile).to_contain_text("checking")
+                await expect(tile).not_to_contain_text("0 events")
 
 
 async def test_without_scripts_it_says_what_it_needs(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ function logState(verified) {
   const events = plural(verified.count, "event");
   if (verified.state === "ok") return ["verified", events, "ok"];
   if (verified.state === "bad") return ["ALTERED", verified.bad ? `at event ${verified.bad}` : "see below", "bad"];
-  return [verified.state === "unknown" ? "unknown" : "checking", events];
+  return verified.state === "unknown" ? ["unknown", "can't be checked"] : ["checking", "for the first time"];
 }
 
 // -- the connection ---------------------------------------------------------------------
