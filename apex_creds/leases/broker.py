@@ -391,7 +391,9 @@ class LeaseBroker:
             and record.info.has_expired(self._vault.ends.now())
         ):
             caller = self._permitted_now(lease, request, state)
-            BACKGROUND.call(partial(self._refreshed, caller, record.info))
+            left = max(0.0, lease.expires - self.clock.monotonic())
+            with suppress(TimeoutError):  # then the lease is over, and that is what is said
+                BACKGROUND.call(partial(self._refreshed, caller, record.info), timeout=left)
             state = self._facts_blocking(lease.key)
         if self.authorizer.shared is not None:
             caller = self._permitted_now(lease, request, state)

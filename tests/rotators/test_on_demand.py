@@ -9,7 +9,7 @@ import time
 import pytest
 
 from apex_creds.clocks import SystemClock
-from apex_creds.errors import AccessDeniedError, TokenError
+from apex_creds.errors import AccessDeniedError, HandleExpiredError, TokenError
 from apex_creds.model import ApiKey, GenericSecret, RotationStage
 from apex_creds.rotators import Rotations, configure
 from apex_creds.rotators import rotation as rotation_module
@@ -86,6 +86,24 @@ async def test_code_that_can_not_wait_has_one_too(world, github, clock):
 
     await world.call(plugin, needs=(NEED,))
     assert github.lets_in(seen[0])
+
+
+async def test_code_that_can_not_wait_waits_no_longer_than_its_lease(
+    world, github, clock, monkeypatch
+):
+    async def hangs(name, *, principal):
+        clock.now += 60  # what it takes longer than the lease lives
+        await asyncio.Event().wait()
+
+    clock.now += 3600
+    monkeypatch.setattr(rotations_of(world.vault), "ensure", hangs)
+
+    def plugin(credentials):
+        with credentials["gh"].attenuate(ttl=0.05).reveal():
+            pass
+
+    with pytest.raises(HandleExpiredError):
+        await world.call(plugin, needs=(NEED,))
 
 
 async def test_tasks_of_other_threads_wait_for_the_same(world, github, clock):
