@@ -66,13 +66,23 @@ def values_contained(name: str, values: Iterable[Secret]) -> Iterator[None]:
         values: What a step is given.
     """
     known, said = tuple(values), None
-    try:
-        with _masked_logs(name, known):
+    with SecretBytes.random(8) as salt:
+        source = _Source(name, known, salt)
+        redactor = Redactor(source, on_found=lambda _, where: instruments.leaked(where))
+
+        def search(record: logging.LogRecord) -> None:
+            redact(record, redactor)
+
+        hook(search)
+        try:
             yield
-    except ApexCredsError as error:
-        if not _has_secret(error, known):
-            raise
-        said = type(error)
+        except ApexCredsError as error:
+            if not _has_secret(error, known):
+                raise
+            said = type(error)
+        finally:
+            unhook(search)
+            redactor.close()
     if said is not None:
         raise said("What the rotator says of its failure has a secret in it.")
 
@@ -92,23 +102,6 @@ def _has_secret(error: ApexCredsError, values: Iterable[Secret]) -> bool:
     finally:
         needles.close()
     return bool(found)
-
-
-@contextlib.contextmanager
-def _masked_logs(name: str, values: Iterable[Secret]) -> Iterator[None]:
-    with SecretBytes.random(8) as salt:
-        source = _Source(name, values, salt)
-        redactor = Redactor(source, on_found=lambda _, where: instruments.leaked(where))
-
-        def search(record: logging.LogRecord) -> None:
-            redact(record, redactor)
-
-        hook(search)
-        try:
-            yield
-        finally:
-            unhook(search)
-            redactor.close()
 
 
 class _Source:

@@ -204,7 +204,19 @@ class Rotations:
         Returns:
             How many credentials could not be rotated.
         """
-        await in_lanes(self._due, self._advanced)
+
+        async def due() -> dict[str, str]:
+            waits = list[tuple[bool, float, str, str]]()
+            for info in await self._vault.list():
+                state = info.rotation
+                if state is None or info.dynamic or not self._is_due(info):
+                    continue
+                if info.key not in self._pauses:
+                    calm, place = state.lost < state.since, place_of(state.rotator)
+                    waits.append((calm, state.attempted, info.key, place))
+            return {key: place for *_, key, place in sorted(waits)}
+
+        await in_lanes(due, self._advanced)
         return sum(is_wrong(info) for info in await self._vault.list())
 
     async def advance_all(self, asked: Mapping[str, str]) -> None:
@@ -218,17 +230,6 @@ class Rotations:
             return asked
 
         await in_lanes(due, self._advanced)
-
-    async def _due(self) -> dict[str, str]:
-        waits = list[tuple[bool, float, str, str]]()
-        for info in await self._vault.list():
-            state = info.rotation
-            if state is None or info.dynamic or not self._is_due(info):
-                continue
-            if info.key not in self._pauses:
-                calm, place = state.lost < state.since, place_of(state.rotator)
-                waits.append((calm, state.attempted, info.key, place))
-        return {key: place for *_, key, place in sorted(waits)}
 
     async def _advanced(self, key: str) -> bool:
         name, principal = split_key(key)

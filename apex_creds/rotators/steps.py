@@ -25,7 +25,7 @@ import math
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from apex_creds.audit.events import EventKind
 from apex_creds.documents.records import Record
@@ -70,9 +70,13 @@ class Steps:
             CredentialNotFoundError: It was deleted meanwhile.
             ApexCredsError: It failed; that is on record.
         """
-        begins = step is RotationStage.IDLE
-        work = self._begin(record.info) if begins else self._at_provider(record, step)
-        await self._recorded(record.info, step, work)
+        info = record.info
+        if step is RotationStage.IDLE:
+            made = plan.begun(state_of(info), attempt=new_id(), now=self._now)
+            await self._recorded(info, step, note(self._vault, info, made))
+            self._begun.add(made.attempt)
+        else:
+            await self._recorded(info, step, self._at_provider(record, step))
 
     async def make_good(self, record: Record, late: Record) -> None:
         """Makes what is stored valid, after a step that was taken for a state of before.
@@ -88,7 +92,7 @@ class Steps:
         await self._recorded(record.info, step, self._at_provider(record, step, late=late))
 
     async def _recorded(
-        self, info: CredentialInfo, step: RotationStage, work: Coroutine[None, None, None]
+        self, info: CredentialInfo, step: RotationStage, work: Coroutine[Any, Any, object]
     ) -> None:
         started, failure = self._vault.clock.monotonic(), None
         try:
@@ -104,11 +108,6 @@ class Steps:
             instruments.rotated(seconds, what, level="credential")
         if failure is not None:
             raise await self._failed(info, step, failure)
-
-    async def _begin(self, info: CredentialInfo) -> None:
-        made = plan.begun(state_of(info), attempt=new_id(), now=self._now)
-        await note(self._vault, info, made)
-        self._begun.add(made.attempt)
 
     @property
     def _now(self) -> float:
@@ -141,7 +140,15 @@ class Steps:
         resumed = state.attempt not in self._begun
         self._begun.discard(state.attempt)
         if rotator.admin:
-            admin = await self._admin(rotator)
+            record = (await self._vault.facts(rotator.admin)).record
+            if record is None:
+                raise RotatorRefusedError(
+                    f"There is no {rotator.admin!r}, which the rotator logs in with.",
+                    hint="Store it, or change ?admin= in the rotator's URI.",
+                )
+            self._vault.check_not_marked(record.info, action="rotate")
+            _check_origin(record.info, rotator)
+            admin = open_values(self._vault, record, "rotate with").current
         else:
             _check_origin(info, rotator)
         return Task(
@@ -155,17 +162,6 @@ class Steps:
             resumed=resumed,
             lost=state.lost >= (state.previous or state.since),
         )
-
-    async def _admin(self, rotator: Rotator) -> Secret:
-        record = (await self._vault.facts(rotator.admin)).record
-        if record is None:
-            raise RotatorRefusedError(
-                f"There is no credential {rotator.admin!r}, which the rotator logs in with.",
-                hint="Store it, or change ?admin= in the rotator's URI.",
-            )
-        self._vault.check_not_marked(record.info, action="rotate")
-        _check_origin(record.info, rotator)
-        return open_values(self._vault, record, "rotate with").current
 
     async def _create(
         self, info: CredentialInfo, rotator: Rotator, task: Task, values: Values
