@@ -33,7 +33,8 @@ def session(
         scope: One that the leases must have.
         refusal: ``answer``: a refused request is a 403; ``raise``: it raises our error.
     """
-    made = AuthorizedSession(AnonymousCredentials())
+    # The broker renews a token before it is sent: a 401 is the service's answer.
+    made = AuthorizedSession(AnonymousCredentials(), refresh_status_codes=())
     return bound(made, adapter(*names, scope=scope, refusal=refusal))
 
 

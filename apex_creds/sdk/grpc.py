@@ -8,6 +8,7 @@ Streams end with the lease. What a server answers is searched for the secret: ``
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -34,8 +35,9 @@ _REDIRECTING: Final = (
     "proxy",
     "ssl",
     "lb_policy",
-    "service_config",
 )
+_RETRIES: Final = frozenset({"methodConfig", "retryThrottling"})
+"""Of a service config: how calls are tried again; other parts say where they go."""
 _Options = Sequence[tuple[str, Any]]
 
 
@@ -87,13 +89,29 @@ def _origin(target: str) -> Origin:
 
 
 def _checked(options: _Options) -> list[tuple[str, Any]]:
-    refused = [key for key, _ in options if any(word in key for word in _REDIRECTING)]
+    taken = [
+        (key, _retries(value) if "service_config" in key else value) for key, value in options
+    ]
+    refused = [
+        key
+        for key, value in taken
+        if value is None or any(word in key for word in _REDIRECTING)
+    ]
     if refused:
         raise InvalidInputError(
             f"sdk.grpc does not take the option {refused[0]}.",
             hint="The target says where the channel leads to.",
         )
-    return [*options, ("grpc.enable_http_proxy", 0)]
+    return [*taken, ("grpc.enable_http_proxy", 0)]
+
+
+def _retries(config: object) -> str | None:
+    """A service config that says how calls are tried again, as it was read; None: more."""
+    try:
+        found = json.loads(str(config))
+    except ValueError:
+        return None
+    return json.dumps(found) if isinstance(found, dict) and found.keys() <= _RETRIES else None
 
 
 def _trust() -> grpc.ChannelCredentials:

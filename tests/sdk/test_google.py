@@ -52,6 +52,19 @@ async def test_one_session_in_two_invocations(world: World) -> None:
         assert len(here.requests) == 2
 
 
+async def test_a_token_that_the_service_refuses_is_its_answer(world: World, service) -> None:
+    session = google.session("web")
+    service.prefix = "Another "  # than it is sent with
+    await service.allow(world, delivery="bearer")
+
+    async def plugin(credentials):
+        return await asyncio.to_thread(session.get, service.origin)
+
+    answer = await world.call(plugin, needs=({"name": "web"},))
+    assert (answer.status_code, answer.json()["error"]["message"]) == (401, "wrong key")
+    assert len(service.requests) == 1
+
+
 async def test_a_service_account_signs_for_whoever_sends(world: World) -> None:
     account = google.ServiceAccount("robot", email="robot@p.test", key_id="k1")
     session = AuthorizedSession(account)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import json
 from collections.abc import AsyncIterator, Iterator
 from concurrent import futures
 from pathlib import Path
@@ -29,6 +31,7 @@ class Orders(grpc.GenericRpcHandler):
 
     def __init__(self) -> None:
         self.paths: list[str] = []
+        self.busy = itertools.count()
 
     def service(self, details):
         self.paths.append(details.method)
@@ -51,6 +54,8 @@ class Orders(grpc.GenericRpcHandler):
 
         def one(request, context):
             check(context)
+            if request == b"busy" and next(self.busy) % 3 < 2:
+                context.abort(grpc.StatusCode.UNAVAILABLE, "later")
             first(request, context)
             said_back(request, context)
             if request == b"proto":
@@ -248,6 +253,39 @@ def test_an_option_that_says_another_server_is_refused(option: str) -> None:
         sdk.channel("api.example.com:443", options=[(option, "x")])
     with pytest.raises(InvalidInputError):
         sdk.aio_channel("https://api.example.com")
+
+
+RETRIES = {
+    "name": [{}],
+    "retryPolicy": {
+        "maxAttempts": 4,
+        "initialBackoff": "0.001s",
+        "maxBackoff": "0.001s",
+        "backoffMultiplier": 1,
+        "retryableStatusCodes": ["UNAVAILABLE"],
+    },
+}
+
+
+async def test_what_a_server_can_not_do_now_is_tried_again(world: World, target: str) -> None:
+    """Not with ``grpc.aio``, which by itself waits for the deadline there."""
+    config = json.dumps({"methodConfig": [RETRIES]})
+    with sdk.channel(target, "rpc", options=[("grpc.service_config", config)]) as channel:
+
+        async def plugin() -> bytes:
+            return await asyncio.to_thread(channel.unary_unary(ONE), b"busy", timeout=30)
+
+        assert await world.call(plugin, needs=NEED) == b"busy"
+
+
+@pytest.mark.parametrize(
+    "config",
+    ["", "[]", '{"loadBalancingConfig": [{"xds": {}}]}', '{"methodConfig": [], "x": 1}', None],
+)
+def test_a_service_config_that_says_more_than_retries_is_refused(config: object) -> None:
+    for make in (sdk.channel, sdk.aio_channel):
+        with pytest.raises(InvalidInputError, match="service_config"):
+            make("api.example.com:443", options=[("grpc.service_config", config)])
 
 
 STARS = "*" * len(SECRET)
