@@ -51,7 +51,9 @@ from apex_creds.documents.keystore import Keystore, KeystoreBody, root_key, shar
 from apex_creds.documents.records import (
     Record,
     Shard,
+    any_owned,
     count_uses,
+    heads,
     keys_used,
     narrows,
     open_shard,
@@ -445,6 +447,7 @@ class SectionSet:
         *,
         shred: bool = False,
         size: int | None = None,
+        within: Collection[str] | None = None,
     ) -> Written:
         """Changes some of a section's records; what allows less is anchored on return.
 
@@ -455,6 +458,8 @@ class SectionSet:
             shred: See ``Storage.write``.
             size: How many records ``change`` goes through; by default those of the whole
                 section. It runs in a worker thread where they are many.
+            within: The shards that have the records, where that is known: only they are
+                given to ``change`` and searched.
 
         Returns:
             The section as written, and what became of the bytes it replaced.
@@ -472,22 +477,21 @@ class SectionSet:
                 self.forget(name)
                 return None
             given = {each: shard.token for each, shard in section.shards.items()}
+            part = section if within is None else section.only(within)
             changes = await self._store.computed(
                 given,
                 keystore,
-                partial(change, section, keystore),
+                partial(change, part, keystore),
                 size=len(section.records) if size is None else size,
             )
             if changes is None:
                 return None
             place = partial(self.names.of, name, count=count)
-            changed = await off_loop(
-                len(changes), lambda: changed_shards(section, changes, place)
-            )
+            changed = await off_loop(len(changes), lambda: changed_shards(part, changes, place))
             if changed and not section.shards:  # all are made together
                 changed = {each: changed.get(each, {}) for each in shard_names(name, count)}
             written = await self._write(section, changed, keystore, shred=shred)
-            narrower = partial(narrows, section.shards.values(), changes)
+            narrower = partial(narrows, part.shards.values(), changes)
             return written and (written, await off_loop(len(changes), narrower))
 
         async with self._store.writing.held():
@@ -723,7 +727,7 @@ def seal_shard(
     header = keystore.next_header(
         before.name, after=before.generation, written=now, keys_used=used
     )
-    if any(record.info.principal for record in records.values()):
+    if any_owned(records.values()):
         header = msgspec.structs.replace(header, version=OWNED_VERSION)
     keys = keystore.document_keys(header)
     uses = count_uses(before, records, used)
@@ -800,7 +804,7 @@ def split(whole: Shard, names: Iterable[str], place: Callable[[str], str]) -> li
 def records_by_key(records: Iterable[Record]) -> dict[tuple[str, int], int]:
     """How many records are under each DEK version."""
     chosen = list(records)
-    counts, examples = Counter(r.head for r in chosen), {r.head: r for r in chosen}
+    counts, examples = Counter(heads(chosen)), dict(zip(heads(chosen), chosen, strict=True))
     keys = {head: record.key for head, record in examples.items()}
     return {(keys[head][0].hex(), keys[head][1]): count for head, count in counts.items()}
 

@@ -18,12 +18,12 @@ from collections.abc import (
     Awaitable,
     Callable,
     Collection,
-    Iterable,
-    Sequence,
+    Mapping,
 )
 from contextlib import AsyncExitStack, aclosing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import Final
 
 import anyio
@@ -31,7 +31,7 @@ import anyio.to_thread
 
 from apex_creds.concurrency import ATTEMPTS, off_loop, too_busy
 from apex_creds.documents.keystore import Keystore
-from apex_creds.documents.records import Record, Resealed, Shard, reseal_records
+from apex_creds.documents.records import Record, Resealed, Shard, heads, reseal_records
 from apex_creds.documents.sections import Changes, Section
 from apex_creds.documents.store import DocumentStore
 from apex_creds.errors import (
@@ -246,7 +246,7 @@ async def _over(run: Run) -> AsyncGenerator[Progress, None]:
     while todo:
         count = len((await run.store.sections.read(section)).records)
         size = run.pace.slice_records or max(MIN_SLICE, -(-count // SLICES))
-        taken, todo = todo[:size], todo[size:]
+        taken = {name: todo.pop(name) for name in list(islice(todo, size))}
         pairs = await _slice(run, taken)
         with tracing.step(semconv.REENCRYPT, {semconv.SECTION: section}) as step:
             committed = await _commit(run, pairs)
@@ -267,31 +267,31 @@ async def left(store: DocumentStore, section: str) -> int:
     return len(await _todo(Run(store, section, Pace(), None)))
 
 
-async def _todo(run: Run) -> list[Record]:
+async def _todo(run: Run) -> dict[str, Record]:
     section = await run.store.sections.read(run.section)
     keystore = await run.store.keystore()
     if run.within is not None:
         section = section.only(run.within)
     if not _any_stale(section, keystore, run.labels):
-        return []
+        return {}
 
-    def found() -> list[Record]:  # those under compromised versions first
+    def found() -> dict[str, Record]:  # those under compromised versions first
         verdicts: dict[bytes, bool | None] = {}
-        buckets: dict[bytes, list[Record]] = {}  # by key: set up once for all its records
-        for record in section.records.values():
-            head = record.head
+        buckets: dict[bytes, dict[str, Record]] = {}  # by key: set up once for its records
+        every = section.records
+        for (name, record), head in zip(every.items(), heads(every.values()), strict=True):
             if head not in verdicts:
                 key_id, at = record.key
                 stale = _is_stale(keystore, key_id, at, run.labels)
                 lost = stale and keystore.by_id[key_id].get(at).compromised
                 verdicts[head] = lost if stale else None
             if verdicts[head] is not None and record.sealed not in run.failed:
-                buckets.setdefault(head, []).append(record)
+                buckets.setdefault(head, {})[name] = record
         first = sorted(buckets, key=lambda head: not verdicts[head])
-        return [record for head in first for record in buckets[head]]
+        chosen = {name: r for head in first for name, r in buckets[head].items()}
+        return dict(reversed(chosen.items())) if run.pace.backwards else chosen
 
-    records = await off_loop(len(section.records), found)
-    return records[::-1] if run.pace.backwards else records
+    return await off_loop(len(section.records), found)
 
 
 def _any_stale(
@@ -312,34 +312,33 @@ def _is_stale(
     return keyset.primary.version != version
 
 
-def _let_go(*lists: list[Resealed] | list[Record]) -> None:
+def _let_go(*many: dict[str, Resealed] | dict[str, Record]) -> None:
     """Frees old records in pieces: all at once would hold the interpreter too long."""
-    for items in lists:
-        while items:
-            del items[-PIECE:]
+    for items in many:
+        for name in list(items):
+            del items[name]
 
 
-async def _slice(run: Run, chosen: Sequence[Record]) -> list[Resealed]:
+async def _slice(run: Run, chosen: Mapping[str, Record]) -> dict[str, Resealed]:
     clock, keystore = run.store.clock, await run.store.keystore()
-    begun, pairs = clock.monotonic(), list[Resealed]()
-    for start in range(0, len(chosen), PIECE):
-        piece = chosen[start : start + PIECE]
-        pairs += await off_loop(len(piece), partial(_piece, run, keystore, piece))
+    begun, pairs, names = clock.monotonic(), dict[str, Resealed](), iter(chosen)
+    while piece := {name: chosen[name] for name in islice(names, PIECE)}:
+        pairs |= await off_loop(len(piece), partial(_piece, run, keystore, piece))
         rate = run.pace.per_second
         ahead = len(pairs) / rate - (clock.monotonic() - begun) if rate else 0.0
         await anyio.sleep(max(ahead, 0.0))
     return pairs
 
 
-def _piece(run: Run, keystore: Keystore, records: Iterable[Record]) -> list[Resealed]:
+def _piece(run: Run, keystore: Keystore, records: Mapping[str, Record]) -> dict[str, Resealed]:
     """Pairs of old and new; what does not open is noted, what was destroyed passed over."""
     vault_id = bytes.fromhex(keystore.header.vault_id)
-    pairs: list[Resealed] = []
-    groups: dict[bytes, list[Record]] = {}
-    for record in records:
-        groups.setdefault(record.head, []).append(record)
+    pairs: dict[str, Resealed] = {}
+    groups: dict[bytes, dict[str, Record]] = {}
+    for (name, record), head in zip(records.items(), heads(records.values()), strict=True):
+        groups.setdefault(head, {})[name] = record
     for group in groups.values():
-        keyset = keystore.by_id[group[0].key[0]]
+        keyset = keystore.by_id[next(iter(group.values())).key[0]]
         try:
             key = keystore.hierarchy.unwrap(keyset, keyset.primary.version)
             made, failed = reseal_records(
@@ -352,34 +351,39 @@ def _piece(run: Run, keystore: Keystore, records: Iterable[Record]) -> list[Rese
             )
         except (UnknownKeyError, SecretWipedError):
             continue  # destroyed meanwhile: then none of them is current any more
-        pairs += made
+        pairs |= made
         run.failed |= {record.sealed for record in failed}
     return pairs
 
 
-async def _commit(run: Run, pairs: Sequence[Resealed]) -> int:
+async def _commit(run: Run, pairs: Mapping[str, Resealed]) -> int:
     """Puts in the new records whose old one is still there; how many that were."""
     replaced = 0
 
     def change(before: Section, keystore: Keystore) -> Changes:
         # One that is not primary now may be on its way to being destroyed, after a scan.
-        heads = {pair.new.head: pair.new for pair in pairs}
+        new = [pair.new for pair in pairs.values()]
         primaries = {
             head
-            for head, (key_id, version) in ((head, new.key) for head, new in heads.items())
+            for head, (key_id, version) in (
+                (head, one.key) for head, one in dict(zip(heads(new), new, strict=True)).items()
+            )
             if (keyset := keystore.by_id.get(key_id)) and keyset.primary.version == version
         }
-        made = {pair.old.info.key: pair for pair in pairs if pair.new.head in primaries}
+        named = zip(heads(new), pairs.items(), strict=True)
+        made = {name: pair for head, (name, pair) in named if head in primaries}
         changes: dict[str, Record] = {}
         for shard in before.shards.values():
-            for name in made.keys() & shard.records.keys():
-                found, old, new = shard.records[name], made[name].old, made[name].new
-                if found is old or found.sealed == old.sealed:
-                    same = found.info is new.info
-                    changes[name] = new if same else Record(found.info, new.sealed)
+            there = shard.records
+            for name in made.keys() & there.keys():
+                found, pair = there[name], made[name]
+                if found is pair.old:
+                    changes[name] = pair.new
+                elif found.sealed == pair.old.sealed:
+                    changes[name] = Record(found.info, pair.new.sealed)
         nonlocal replaced
         replaced = len(changes)
         return changes
 
-    await run.store.sections.commit(run.section, change, size=len(pairs))
+    await run.store.sections.commit(run.section, change, size=len(pairs), within=run.within)
     return replaced
