@@ -10,7 +10,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Collection
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import Final
 
 LEADS: Final = (b"%", b"\\", b"&")
 """What escapes begin with."""
@@ -37,44 +37,55 @@ _SHORT: Final = dict(zip(b"bfnrt", b"\b\f\n\r\t", strict=True))
 _LAST_POINT: Final = 0x10FFFF
 
 
-class Unescaped(NamedTuple):
-    """A text without escapes: pieces that were as they are, and in turn what one escape means.
+class Unescaped:
+    """A text without one level of its escapes.
+
+    Where its bytes were is only computed if it is asked for: most texts have no secret.
 
     Attributes:
-        starts: Where each piece begins.
-        places: Where it began in the text with escapes.
+        text: Without them.
     """
 
-    text: bytes
-    starts: list[int]
-    places: list[int]
+    __slots__ = ("_data", "_pieces", "text")
+
+    def __init__(self, data: bytes, text: bytes) -> None:
+        self._data = data
+        self._pieces: tuple[list[int], list[int]] | None = None
+        self.text = text
 
     def where(self, at: int) -> int:
         """Where in the text with escapes a byte, or the end, was."""
-        piece = bisect_right(self.starts, at) - 1
-        within = at - self.starts[piece]
+        if self._pieces is None:
+            self._pieces = self._locate()
+        starts, places = self._pieces
+        piece = bisect_right(starts, at) - 1
+        within = at - starts[piece]
         if piece % 2 and within:  # in the middle of an escape's bytes
-            return self.places[piece + 1]
-        return self.places[piece] + within
+            return places[piece + 1]
+        return places[piece] + within
+
+    def _locate(self) -> tuple[list[int], list[int]]:
+        """Where pieces that were as they are, and in turn what one escape means, begin.
+
+        Returns:
+            In the text without escapes, and in the one with them.
+        """
+        starts: list[int] = []
+        places: list[int] = []
+        at = size = 0
+        for match in _ESCAPE.finditer(self._data):
+            start, end = match.span()
+            starts += (size, size + start - at)
+            places += (at, start)
+            size += start - at + len(_meaning(match[0]))
+            at = end
+        return [*starts, size], [*places, at]
 
 
 def unescaped(data: bytes) -> Unescaped | None:
     """Undoes one level of escapes; None: there are none."""
-    pieces: list[bytes] = []
-    starts: list[int] = []
-    places: list[int] = []
-    at = size = 0
-    for match in _ESCAPE.finditer(data):
-        start, end = match.span()
-        meaning = _meaning(match[0])
-        pieces += (data[at:start], meaning)
-        starts += (size, size + start - at)
-        places += (at, start)
-        size += start - at + len(meaning)
-        at = end
-    if not at:
-        return None
-    return Unescaped(b"".join((*pieces, data[at:])), [*starts, size], [*places, at])
+    text, count = _ESCAPE.subn(lambda match: _meaning(match[0]), data)
+    return Unescaped(data, text) if count else None
 
 
 def begun(data: bytes) -> int:
