@@ -12,6 +12,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Collection, Iterable
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Any, Final
 
@@ -56,7 +57,8 @@ class Dialer(httpcore.AsyncNetworkBackend):
             httpcore.ConnectError: Nowhere.
         """
         host = canonical_host(host.strip("[]"))
-        if _is_address(host):
+        with suppress(ValueError):
+            ip_address(host)
             return [host]
         try:
             found = await self._resolve(host, port)
@@ -128,11 +130,3 @@ def is_public(address: str) -> bool:
         parsed = within or (IPv4Address(int(parsed) & _LOW) if parsed in _NAT64 else parsed)
     named = any(parsed in network for network in _NOT_PUBLIC)
     return parsed.is_global and not (named or parsed.is_multicast or parsed.is_reserved)
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True

@@ -39,7 +39,12 @@ def main() -> None:
             hard = resource.getrlimit(which)[1]  # never above what it is limited to already
             least = most if hard == resource.RLIM_INFINITY else min(most, hard)
             if name == "RLIMIT_NOFILE":
-                least = min(least, _leaves_room(resource.getrlimit(which)[0]))
+                # Descriptors on their way through sockets are counted for all that a user runs:
+                # with as many on their way as the host may have, it could not send any.
+                files = resource.getrlimit(which)[0]
+                least = min(
+                    least, files - _IN_A_MESSAGE if files > 2 * _IN_A_MESSAGE else files
+                )
             resource.setrlimit(which, (least, least))
         socket.send_fds(control, [READY], [each.fileno() for each in listeners])
         for each in listeners:
@@ -55,14 +60,6 @@ def main() -> None:
         except OSError:
             sys.stderr.write(f"{text.decode()}\n")
         sys.exit(127)
-
-
-def _leaves_room(files: int) -> int:
-    """Descriptors on their way through sockets are counted for all that a user runs.
-
-    Who had as many on their way as the host may have, would keep it from sending any.
-    """
-    return files - _IN_A_MESSAGE if files > 2 * _IN_A_MESSAGE else files
 
 
 def _listening(where: str) -> socket.socket:

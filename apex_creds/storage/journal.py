@@ -107,7 +107,12 @@ def begin(folders: Folders, steps: Sequence[Step], files: Iterable[int]) -> None
 def finish(folders: Folders, steps: Sequence[Step]) -> None:
     """Takes the steps that are left of a commit that was cut off, unless a part is missing."""
     _sync(folders, steps)  # its writer may not have come to that
-    missing = any(_is_missing(folders[step.folder], step) for step in steps)
+    missing = any(  # it was not taken, and its new version is not there
+        step.new
+        and _version(folders[step.folder], step.new) is None
+        and _version(folders[step.folder], step.file) == step.was
+        for step in steps
+    )
     _end(folders, steps, left=list(steps) if missing else _untaken(folders, steps))
 
 
@@ -185,12 +190,6 @@ def _end(folders: Folders, steps: Sequence[Step], *, left: Sequence[Step]) -> No
     give_up(folders, left)
     at_once([folders[name].sync for name in {step.folder for step in steps}])
     folders[SECURITY].unlink(JOURNAL)
-
-
-def _is_missing(folder: Folder, step: Step) -> bool:
-    """Whether a step was not taken, and its new version is not there."""
-    here = not step.new or _version(folder, step.new) is not None
-    return not here and _version(folder, step.file) == step.was
 
 
 def _take(folder: Folder, step: Step) -> bool:
