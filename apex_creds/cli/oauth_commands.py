@@ -104,9 +104,12 @@ async def connect(
         before = None
     assertion = before.assertion if before is not None else None
     if source := jwt_key or exchange:
+        owner = ""  # the principal, where the source is their own; else it is the shared one
+        with suppress(CredentialNotFoundError):
+            owner = (await vault.get(source, principal=whose or "")).principal
         assertion = Assertion(
             credential=source,
-            principal=await _owner_of(vault, source, whose or ""),
+            principal=owner,
             issuer=issuer,
             subject=subject,
             audience=audience,
@@ -158,13 +161,6 @@ async def connect(
             *(() if made.info.expires is None or made.renewable else (_ASK_OFFLINE,)),
         ],
     )
-
-
-async def _owner_of(vault: Vault, name: str, principal: str) -> str:
-    """Whose the credential of that name is: the principal's own, else the shared one."""
-    with suppress(CredentialNotFoundError):
-        return (await vault.get(name, principal=principal)).principal
-    return ""
 
 
 _ASK_OFFLINE = Note("Most providers give a refresh token for the scope offline_access.")

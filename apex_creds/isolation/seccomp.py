@@ -186,7 +186,10 @@ def program(
         lines += _when(number, [_step(_RETURN, _MISSING)])
     lines += _when(numbers.clone, _checked_clone(processes=processes))
     lines += _when(numbers.ioctl, _unless(_SECOND, (_TIOCSTI, _TIOCLINUX)))
-    lines += _when(numbers.socket, _checked_socket(unix_sockets=unix_sockets))
+    families = (socket.AF_INET, socket.AF_INET6, *((socket.AF_UNIX,) if unix_sockets else ()))
+    checked = _only(_FIRST, tuple(map(int, families)))
+    checked += (*_only(_THIRD, _PROTOCOLS), _step(_RETURN, _ALLOW))
+    lines += _when(numbers.socket, checked)
     if not unix_sockets:
         lines += _when(numbers.socketpair, _checked_pair())
     if not own_group:
@@ -216,12 +219,6 @@ def _only(argument: int, values: tuple[int, ...]) -> list[bytes]:
         *(_step(_EQUAL, value, len(values) - at, 0) for at, value in enumerate(values)),
         _step(_RETURN, _REFUSE),
     ]
-
-
-def _checked_socket(*, unix_sockets: bool) -> list[bytes]:
-    families = (socket.AF_INET, socket.AF_INET6, *((socket.AF_UNIX,) if unix_sockets else ()))
-    checked = _only(_FIRST, tuple(map(int, families)))
-    return [*checked, *_only(_THIRD, _PROTOCOLS), _step(_RETURN, _ALLOW)]
 
 
 def _checked_pair() -> list[bytes]:

@@ -221,17 +221,13 @@ def _tls(options: dict[str, str], *, local: bool) -> dict[str, str]:
             found[f"ssl{name}"] = str(expanded(options[option]))
     if mode == "disable" and not local:
         found["require_auth"] = "!password,!md5"  # nothing that can be read on the way
-    if mode == "verify-full" and not _has_root(options):
+    named = options.keys() & {"tls_ca", "service"} or any(
+        map(os.environ.get, ("PGSSLROOTCERT", "PGSERVICE"))
+    )
+    found_at_home = "HOME" in os.environ and expanded("~/.postgresql/root.crt").exists()
+    if mode == "verify-full" and not (named or found_at_home):
         found["sslrootcert"] = "system"
     return found
-
-
-def _has_root(options: dict[str, str]) -> bool:
-    if options.keys() & {"tls_ca", "service"}:
-        return True
-    if os.environ.get("PGSSLROOTCERT") or os.environ.get("PGSERVICE"):
-        return True
-    return "HOME" in os.environ and expanded("~/.postgresql/root.crt").exists()
 
 
 def _limits(options: dict[str, str], *, local: bool) -> dict[str, str]:
