@@ -38,7 +38,7 @@ import httpcore
 import httpx
 
 from apex_creds.concurrency import running_loop
-from apex_creds.leases.request_signing import Outgoing
+from apex_creds.leases.outgoing_requests import Outgoing
 from apex_creds.model import Origin
 
 _AT_ONCE: Final = 32

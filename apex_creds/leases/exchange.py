@@ -45,7 +45,7 @@ from apex_creds.leases.connection_pool import (
 from apex_creds.leases.deliveries import Snapshot, Use
 from apex_creds.leases.http_messages import Answered, AnswerSearch, Request, Say
 from apex_creds.leases.lease import AccessRequest, Lease, caller
-from apex_creds.leases.request_signing import Outgoing, check_no_source, inject, snapshot
+from apex_creds.leases.outgoing_requests import Outgoing, check_no_source, inject, snapshot
 from apex_creds.model import Origin
 
 

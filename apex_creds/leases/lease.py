@@ -36,6 +36,9 @@ from apex_creds.policy.rules import Policy
 if TYPE_CHECKING:
     from apex_creds.auth.step_up import Responder
 
+DEFAULT_TTL: Final = 300.0
+"""Seconds that a lease lives, where nothing else is said."""
+
 Key = tuple[str, int]
 """A credential's name and version."""
 REVEAL: Final = "reveal"

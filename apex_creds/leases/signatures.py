@@ -20,7 +20,7 @@ from apex_creds.documents.records import Record
 from apex_creds.errors import InvalidInputError
 from apex_creds.leases.broker import LeaseBroker, find_open
 from apex_creds.leases.lease import AccessRequest
-from apex_creds.leases.request_signing import snapshot
+from apex_creds.leases.outgoing_requests import snapshot
 from apex_creds.model import DeliveryStyle
 from apex_creds.plain import plain_bytes, plain_count, plain_text
 from apex_creds.vault import Opened

@@ -33,6 +33,7 @@ from apex_creds.crypto.memory import harden_process
 from apex_creds.errors import AccessDeniedError, ApexCredsError, InvalidInputError
 from apex_creds.leases.broker import LeaseBroker
 from apex_creds.leases.lease import (
+    DEFAULT_TTL,
     PRINCIPAL,
     current_invocation,
     enter_bare,
@@ -92,7 +93,6 @@ if TYPE_CHECKING:
     from apex_creds.scheduler.rotation_state import DenialsExceeded
     from apex_creds.scheduler.worker import RotationWorker
 
-DEFAULT_TTL: Final = 300.0
 W = TypeVar("W", bound=StrEnum)
 _log: Final = logging.getLogger(__name__)
 _LONGEST_ACTION: Final = 200

@@ -1,7 +1,8 @@
 """When each level of keys rotates: per-level policies, and due-ness computed from them.
 
-Guarantee: pure. Whether a key is due follows from when it was made, how often it was
-used, and the clock; nothing that a process remembers or a scheduler's job store holds.
+Guarantee: pure. Whether a key is due follows from when it was made and the clock, and, in
+``rotation_plan``, from how often it was used and what was asked for; nothing that a process
+remembers or a scheduler's job store holds.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from apex_creds.errors import ApexCredsError, InvalidInputError, RequestNotAllow
 from apex_creds.leases.bodies import upload
 from apex_creds.leases.connection_pool import AsyncPool
 from apex_creds.leases.deliveries import MAX_BODY, Snapshot, Use
-from apex_creds.leases.request_signing import Outgoing, inject, snapshot
+from apex_creds.leases.outgoing_requests import Outgoing, inject, snapshot
 from apex_creds.model import PLACEHOLDER, ApiKey, BasicAuth, CredentialKind, Delivery, Secret
 from apex_creds.vault import Opened
 from tests.support.worlds import World

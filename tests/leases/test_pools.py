@@ -16,7 +16,7 @@ import pytest
 from apex_creds.concurrency import run_at_once
 from apex_creds.leases import connection_pool
 from apex_creds.leases.connection_pool import _IDLE, _MOST, ConnectionPools, Key
-from apex_creds.leases.request_signing import Outgoing
+from apex_creds.leases.outgoing_requests import Outgoing
 from apex_creds.model import ApiKey, Origin
 from tests.support.http_servers import Reply, serving
 from tests.support.loopback import server

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from apex_creds.crypto import sigv4
 from apex_creds.errors import RequestNotAllowedError
-from apex_creds.leases.request_signing import inject, snapshot
+from apex_creds.leases.outgoing_requests import inject, snapshot
 from apex_creds.model import PLACEHOLDER, AwsKey
 from tests.leases.test_deliveries import opened, taken_from, use
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from apex_creds.leases.request_signing import _own_url
+from apex_creds.leases.outgoing_requests import _own_url
 
 HOSTS = st.sampled_from(
     ["api.example.com", "a", "127.0.0.1", "[::1]", "1x.test", "xn--bcher-kva.de"]
