@@ -133,7 +133,9 @@ from what it signed before. `audit cosign --add FILE --witness VKEY` adds that t
 Lines of unknown keys in a checkpoint are passed over, as c2sp.org/signed-note asks; the log's
 own signature must be right, and in `cosigned` one of a known witness, too. A proof without
 a key shows nothing and is refused, and so is a number that is not in its one decimal form.
-Checkpoints with extension lines are not this log's. `audit export` writes JSON as ASCII; in
+Checkpoints with extension lines are not this log's. `audit tail` leaves out events that say
+only that the vault was opened, as every command does, and says how many there were;
+`--kind unseal` and `--json` show each. `audit export` writes JSON as ASCII; in
 CSV, characters that can't be seen are escapes.
 
 ## Configuration
