@@ -286,6 +286,8 @@ def litellm(url):
 
 def huggingface_hub(url):
     module = importlib.import_module("huggingface_hub")
+    # Its first request in a process asks huggingface.co which agents there are: it is refused.
+    importlib.import_module("huggingface_hub.constants").HF_HUB_DISABLE_TELEMETRY = True
     module.set_client_factory(sync_httpx2)
     client = module.InferenceClient(base_url=url, api_key=KEY)
     errors = importlib.import_module("huggingface_hub.errors")
