@@ -37,7 +37,7 @@ from apex_creds import ApiKey, Vault
 from apex_creds.audit.events import AuditEvent, EventKind
 from apex_creds.scheduler.engine import Engine
 from apex_creds.scheduler.schedule import Level
-from benchmarks.harness import Budget, UnavailableError, duration
+from benchmarks.harness import Budget, UnavailableError, budget_table, duration
 from benchmarks.rotation import engine_of, put_items, request, values
 
 CREDENTIALS: Final = (100, 1_000, 10_000, 100_000)
@@ -269,9 +269,7 @@ def show(figures: Sequence[Figure]) -> None:
         numbers = (f"{each.read / 1024:,.0f}", f"{each.written / 1024:,.0f}")
         table.add_row(each.what, f"{each.size:,}", duration(each.seconds), *numbers)
     out.print(table)
-    for budget in budgets(figures):
-        verdict = "kept" if budget.kept else "MISSED"
-        out.print(f"{budget.what}: {budget.measured:.3g} × (≤ {budget.limit:g}) {verdict}")
+    out.print(budget_table(budgets(figures)))
 
 
 def plot(figures: Sequence[Figure], path: Path) -> None:

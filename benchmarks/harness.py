@@ -261,7 +261,7 @@ def show(
     for name, reason in run.skipped.items():
         out.print(f"[yellow]skipped[/] {name}: {reason}", highlight=False)
     if budgets:
-        out.print(_budget_table(budgets))
+        out.print(budget_table(budgets))
 
 
 def _results_table(run: Run, reference: str) -> Table:
@@ -282,7 +282,8 @@ def _results_table(run: Run, reference: str) -> Table:
     return table
 
 
-def _budget_table(budgets: Sequence[Budget]) -> Table:
+def budget_table(budgets: Sequence[Budget]) -> Table:
+    """Where each budget stands."""
     table = Table(
         "budget", "measured", "limit", "", title="DESIGN section 9", title_justify="left"
     )

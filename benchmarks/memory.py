@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from apex_creds import Vault
-from benchmarks.harness import Budget, duration
+from benchmarks.harness import Budget, budget_table, duration
 from benchmarks.rotation import put_items, values
 
 _SIZES: Final = (1_000, 10_000, 100_000)
@@ -92,9 +92,7 @@ def main() -> None:
     ]
     if 10_000 in found:
         budgets.append(Budget("10,000 opened", found[10_000][0] * 1e3, 150, "ms"))
-    for budget in budgets:
-        verdict, measured = "kept" if budget.kept else "MISSED", f"{budget.measured:.3g}"
-        out.print(f"{budget.what}: {measured} {budget.unit} (≤ {budget.limit:g}) {verdict}")
+    out.print(budget_table(budgets))
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ from apex_creds.scheduler.rotation_state import (
 )
 from apex_creds.scheduler.schedule import Level, LevelPolicy, Policies
 from apex_creds.vault.lookup import PutItem
-from benchmarks.harness import Budget, UnavailableError, duration
+from benchmarks.harness import Budget, UnavailableError, budget_table, duration
 from tests.support import realparts
 
 SIZES: Final = (1_000, 10_000, 100_000)
@@ -358,10 +358,7 @@ def show(figures: list[Figure], skipped: dict[str, str]) -> None:
     out.print(table)
     for name, reason in skipped.items():
         out.print(f"skipped {name}: {reason}")
-    for budget in budgets(figures):
-        sign, verdict = "≥" if budget.at_least else "≤", "kept" if budget.kept else "MISSED"
-        measured = f"{budget.measured:.3g} {budget.unit}"
-        out.print(f"{budget.what}: {measured} ({sign} {budget.limit:g}) {verdict}")
+    out.print(budget_table(budgets(figures)))
 
 
 def plot(figures: list[Figure], path: Path) -> None:

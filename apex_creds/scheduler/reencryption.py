@@ -313,7 +313,7 @@ def _is_stale(
 
 
 def _let_go(*many: dict[str, Resealed] | dict[str, Record]) -> None:
-    """Frees old records in pieces: all at once would hold the interpreter too long."""
+    """Frees old records one by one: all at once would hold the interpreter too long."""
     for items in many:
         for name in list(items):
             del items[name]
@@ -363,11 +363,10 @@ async def _commit(run: Run, pairs: Mapping[str, Resealed]) -> int:
     def change(before: Section, keystore: Keystore) -> Changes:
         # One that is not primary now may be on its way to being destroyed, after a scan.
         new = [pair.new for pair in pairs.values()]
+        examples = dict(zip(heads(new), new, strict=True))
         primaries = {
             head
-            for head, (key_id, version) in (
-                (head, one.key) for head, one in dict(zip(heads(new), new, strict=True)).items()
-            )
+            for head, (key_id, version) in ((head, one.key) for head, one in examples.items())
             if (keyset := keystore.by_id.get(key_id)) and keyset.primary.version == version
         }
         named = zip(heads(new), pairs.items(), strict=True)

@@ -221,11 +221,11 @@ def _tls(options: dict[str, str], *, local: bool) -> dict[str, str]:
             found[f"ssl{name}"] = str(expanded(options[option]))
     if mode == "disable" and not local:
         found["require_auth"] = "!password,!md5"  # nothing that can be read on the way
-    named = options.keys() & {"tls_ca", "service"} or any(
-        map(os.environ.get, ("PGSSLROOTCERT", "PGSERVICE"))
-    )
-    found_at_home = "HOME" in os.environ and expanded("~/.postgresql/root.crt").exists()
-    if mode == "verify-full" and not (named or found_at_home):
+    if mode == "verify-full" and not (
+        options.keys() & {"tls_ca", "service"}
+        or any(map(os.environ.get, ("PGSSLROOTCERT", "PGSERVICE")))
+        or ("HOME" in os.environ and expanded("~/.postgresql/root.crt").exists())
+    ):
         found["sslrootcert"] = "system"
     return found
 
